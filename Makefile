@@ -1,0 +1,30 @@
+# Everything happens inside the project's own virtual environment, .venv.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: setup repro test lint format
+
+setup: $(READY)
+
+$(READY): requirements.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	touch $(READY)
+
+repro: $(READY)
+	dvc repro
+
+test: $(READY)
+	pytest -n 2 --dist loadfile
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: $(READY)
+	ruff check --fix .
+	ruff format .

@@ -1,0 +1,1 @@
+"""One runnable module per stage of the pipeline."""

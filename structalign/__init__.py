@@ -1,0 +1,1 @@
+"""StructAlign: continual text-to-video retrieval on a simplex equiangular tight frame."""

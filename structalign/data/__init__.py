@@ -1,0 +1,1 @@
+"""Data: from raw videos and captions to tasks and batches."""

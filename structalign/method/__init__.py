@@ -1,0 +1,1 @@
+"""Methods: losses, geometry, memory, and the continual-learning methods built from them."""

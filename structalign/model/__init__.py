@@ -1,0 +1,1 @@
+"""Model: CLIP, its adapters, and the retriever made of them."""
