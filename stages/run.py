@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from structalign.config import Config
 from structalign.errors import UserError
@@ -32,15 +37,39 @@ def run(stage: Callable[..., None], task: bool = False) -> None:
     configure("DEBUG" if args.debug else "INFO")
     try:
         config = Config.load(args.params)
-        if task:
-            stage(config, _checked_task(args.task, config.K))
-        else:
-            stage(config)
+        with alone(Path(sys.argv[0]).stem + (f"-{args.task:02d}" if task else "")):
+            if task:
+                stage(config, _checked_task(args.task, config.K))
+            else:
+                stage(config)
     except (UserError, OSError, MemoryError, KeyboardInterrupt) as error:
         if args.debug:
             raise
         log.error(describe(error))
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Hold the lock of a stage: if `dvc` is killed its child lives on, and two of a stage must never write at once.
+
+    Raises
+    ------
+    UserError
+        Where another process runs the same stage in this folder; the message gives its number.
+    """
+    folder = Path(".cache/locks")
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / f"{name}.pid"
+    try:
+        with FileLock(folder / f"{name}.lock", timeout=0):
+            owner.write_text(str(os.getpid()), encoding="utf-8")
+            yield
+    except Timeout:
+        process = owner.read_text(encoding="utf-8")
+        raise UserError(
+            f"stage {name} is still running here as process {process}: let it end, or stop it with `kill {process}`"
+        ) from None
 
 
 def _checked_task(task: int, num_tasks: int) -> int:

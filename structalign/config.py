@@ -6,6 +6,7 @@ A bad value raises one `UserError` that names the key, the value and what is all
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -53,6 +54,9 @@ class MsrvttData(_Section):
     name: Literal["msrvtt"]
     protocol: Literal["published", "fewshot"]
     archive: Source
+    """The videos, as the archive that the benchmark names, or a local folder or archive."""
+    annotations: Source | None
+    """MSR-VTT's own annotation file; null takes it from the archive."""
     splits: dict[int, Source]
     """Published split file for each K it was published for."""
     test_captions: Source
@@ -93,8 +97,6 @@ class FramesConfig(_Section):
     """Pixels of the stored frames' shorter side."""
     quality: Annotated[int, Field(ge=1, le=100)]
     """JPEG quality."""
-    workers: Positive | Auto
-    """Decoding processes; auto: one per core."""
     shard_mb: Positive
     """Megabytes per packed shard."""
     allow_missing: Count
@@ -108,6 +110,8 @@ class SplitConfig(_Section):
     """Training videos per category."""
     order: Literal["shuffled", "given"]
     """Order in which categories become tasks."""
+    joint: bool
+    """Hand the training data of all tasks to task 1, and none to the others: the upper bound `method=joint`."""
 
 
 class BackboneConfig(_Section):
@@ -119,6 +123,8 @@ class BackboneConfig(_Section):
     """An open_clip pretrained tag."""
     weights: str | None
     """A local weights file, in place of `pretrained`."""
+    steps: Positive
+    """Training steps of the tiny CLIP."""
 
 
 class ModelConfig(_Section):
@@ -179,14 +185,20 @@ class LossConfig(_Section):
     pseudo_weight: Weight
     pseudo_balanced: bool
     """True: old classes are drawn alike. False: in proportion to their training samples."""
+    distill_weight: Weight
+    """Weight of the distillation term of lwf, vr_lwf and zscl."""
+    cross_task_weight: Fraction
+    """Share b of stablefusion's cross-task term: (1 - b) * SCL + b * CE."""
     same_video: Literal["negative", "masked", "positive"]
     """What two captions of one video are to each other within a batch."""
 
 
 class MethodConfig(_Section):
-    """Which continual-learning method runs."""
+    """Which continual-learning method runs (METHOD.md, section 7)."""
 
-    name: Literal["structalign", "zeroshot", "finetune"]
+    name: Literal[
+        "structalign", "zeroshot", "finetune", "lwf", "vr_lwf", "zscl", "moe_adapter", "stablefusion", "joint"
+    ]
 
 
 class TrainConfig(_Section):
@@ -222,10 +234,6 @@ class TrainConfig(_Section):
     """Random horizontal flips; off where captions say left or right."""
     precision: Literal["auto", "fp32", "bf16"]
     """auto: bf16 on a GPU that has it, fp32 elsewhere."""
-    device: str
-    """auto, cpu, cuda, cuda:1, ..."""
-    workers: Positive | Auto
-    """Threads that decode stored frames; auto: one per core."""
 
 
 class EvaluateConfig(_Section):
@@ -235,6 +243,20 @@ class EvaluateConfig(_Section):
     """Videos encoded at a time."""
     drift_videos: Count
     """Test videos per class encoded again after every task to see how far features moved; 0: none."""
+
+
+class MachineConfig(_Section):
+    """How this machine is used; results do not depend on it, so no stage runs again when it changes."""
+
+    device: str
+    """auto, cpu, cuda, cuda:1, ..."""
+    workers: Positive | Auto
+    """Processes that decode videos and threads that decode stored frames; auto: one per core."""
+
+    @property
+    def num_workers(self) -> int:
+        """`workers` as a number."""
+        return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
 
 
 class TaskEntry(_Section):
@@ -266,6 +288,7 @@ class Config(_Section):
     method: MethodConfig
     train: TrainConfig
     evaluate: EvaluateConfig
+    machine: MachineConfig
 
     @model_validator(mode="after")
     def _tasks_follow_from_k(self) -> Config:

@@ -9,17 +9,20 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from structalign.errors import UserError
 
 
-def atomic_write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write `content` under a temporary name beside `path`, then rename: readers see all of it or nothing."""
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Yield a binary stream that becomes `path` when the block succeeds: readers see all of it or nothing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            yield stream
         os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except BaseException:
@@ -27,8 +30,14 @@ def atomic_write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         raise
 
 
+def atomic_write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """`atomic_write` for content that is at hand."""
+    with atomic_write(path) as stream:
+        stream.write(content)
+
+
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
-    """`atomic_write_bytes` for text, always UTF-8 with Unix line ends."""
+    """`atomic_write` for text, always UTF-8 with Unix line ends."""
     atomic_write_bytes(path, text.encode())
 
 
@@ -58,3 +67,11 @@ def fresh_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file; a missing or damaged one is a `UserError` that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: missing or damaged ({error}); run `dvc repro`") from None

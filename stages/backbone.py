@@ -1,0 +1,42 @@
+"""Stage backbone: the starting point, CLIP with untouched adapters and an empty memory, gallery and record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from stages.run import run
+from structalign.checkpoint import Checkpoint
+from structalign.config import Config
+from structalign.files import fresh_dir
+from structalign.gallery import save_index
+from structalign.log import log
+from structalign.model.backbone import ClipInfo, open_clip_backbone, save_clip
+from structalign.model.pretrain import tiny_backbone
+from structalign.record import Record
+
+
+def main(config: Config) -> None:
+    """Get CLIP's weights, by name, from a file, or by training a tiny one; write models/clip and task 0."""
+    clip, info = _backbone(config)
+    with fresh_dir(Path("models/clip")) as folder:
+        save_clip(clip, info, folder)
+    with fresh_dir(Path("models/task-00")) as folder:
+        Checkpoint().save(folder)
+    with fresh_dir(Path("data/gallery/after-00")) as folder:
+        save_index(folder, 0)
+    with fresh_dir(Path("metrics/task-00")) as folder:
+        Record.empty().save(folder)
+    log.info(f"{config.backbone.architecture}: {sum(weight.numel() for weight in clip.parameters()):,} parameters")
+
+
+def _backbone(config: Config) -> tuple[nn.Module, ClipInfo]:
+    settings = config.backbone
+    if settings.architecture == "tiny":
+        return tiny_backbone(config.seed, settings.steps)
+    return open_clip_backbone(settings.architecture, settings.pretrained, settings.weights)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,42 @@
+"""Bring the data set here: videos, annotations, and the manifest of its clips."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from stages.run import run
+from structalign.config import Config
+from structalign.data.manifest import MANIFEST, Clip, raw_folder, write_manifest
+from structalign.data.splitfile import require_published
+from structalign.files import fresh_dir
+from structalign.log import log
+
+
+def main(config: Config) -> None:
+    """Write `data/raw/<name>/`: the manifest, and what the data set itself consists of."""
+    if config.data.protocol == "published":
+        require_published(config.K, config.data.splits)
+    with fresh_dir(raw_folder(config)) as folder:
+        clips = prepare(config, folder)
+        write_manifest(clips, folder / MANIFEST)
+    sides = [clip.split for clip in clips]
+    categories = len({clip.category for clip in clips})
+    log.info(
+        f"{config.data.name}: {sides.count('train')} training and {sides.count('test')} test clips, "
+        f"{categories} categories"
+    )
+
+
+def prepare(config: Config, folder: Path) -> list[Clip]:
+    """Fill the raw folder of a data set and list its clips."""
+    # Each data set is a module of its own name, of which only the chosen one is a dependency of this stage.
+    module = import_module(f"structalign.data.{config.data.name}")
+    if config.data.name == "shapes":
+        sizes = config.data.model_dump(exclude={"name", "protocol"})
+        return module.generate(folder, seed=config.seed, workers=config.machine.num_workers, **sizes)
+    return module.prepare(config, folder)
+
+
+if __name__ == "__main__":
+    run(main)

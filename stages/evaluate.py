@@ -1,0 +1,48 @@
+"""Stage evaluate@NN: store task NN's gallery and rank all seen galleries for all seen queries."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from stages.run import run
+from structalign.checkpoint import Checkpoint
+from structalign.config import Config
+from structalign.data.frames import FrameStore
+from structalign.data.split import read_task
+from structalign.diagnostics import diagnose
+from structalign.evaluate import rank
+from structalign.files import fresh_dir
+from structalign.gallery import TaskGallery, copy_galleries, load_galleries, save_index
+from structalign.learner import Learner
+from structalign.log import log
+from structalign.record import Record
+
+
+def main(config: Config, task: int) -> None:
+    """Evaluate after one task: data/gallery/after-NN, and metrics/task-NN with recall over all seen tasks."""
+    split = read_task(Path(f"data/split/task-{task:02d}.json"))
+    learner = Learner(config, split.num_categories, Checkpoint.load(Path(f"models/task-{task:02d}")))
+    store = FrameStore(Path("data/frames"))
+    earlier = Path(f"data/gallery/after-{task - 1:02d}")
+    frames = learner.encode_clips(store, [sample.clip for sample in split.test])
+    galleries = [*load_galleries(earlier), TaskGallery.from_samples(task, split.test, frames)]
+    ranking = rank(learner.retriever, galleries, config.similarity)
+
+    record = Record.load(Path(f"metrics/task-{task - 1:02d}"))
+    encode = partial(learner.encode_clips, store)
+    features = diagnose(record.features, galleries, learner.method, encode, config.evaluate.drift_videos)
+    row = record.add_evaluation(config, split, galleries, ranking, features)
+    record.add_training(Path(f"plots/loss/task-{task:02d}.csv"), Path(f"metrics/cost/task-{task:02d}.json"))
+
+    with fresh_dir(Path(f"data/gallery/after-{task:02d}")) as folder:
+        copy_galleries(earlier, folder)
+        galleries[-1].save(folder)
+        save_index(folder, task)
+    with fresh_dir(Path(f"metrics/task-{task:02d}")) as folder:
+        record.save(folder)
+    log.info(f"after task {task}: R@1 {row['r1']:.2f}, R@5 {row['r5']:.2f}, BWF {row['bwf']:.2f}")
+
+
+if __name__ == "__main__":
+    run(main, task=True)

@@ -1,0 +1,24 @@
+"""Stage frames: N frames of every annotated clip, decoded once and packed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages.run import run
+from structalign.config import Config
+from structalign.data.frames import clips_of, extract
+from structalign.data.manifest import raw_folder, read_manifest, video_root
+from structalign.files import fresh_dir
+from structalign.log import log
+
+
+def main(config: Config) -> None:
+    """Decode the clips of the manifest into data/frames."""
+    clips = clips_of(read_manifest(raw_folder(config) / "manifest.jsonl"))
+    with fresh_dir(Path("data/frames")) as folder:
+        missing = extract(clips, video_root(config), folder, config.frames, config.machine.num_workers)
+    log.info(f"{len(clips) - len(missing)} clips packed, {len(missing)} left out")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,104 @@
+"""Gather the last evaluation into the summary, the tables of DVC's plots, and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from stages.run import run as run_stage
+from structalign import figures
+from structalign.config import Config
+from structalign.files import atomic_write_json, atomic_write_text, fresh_dir
+from structalign.log import log
+from structalign.published import PUBLISHED_NOTE
+from structalign.report import MODALITIES, TABLES, Run, read_run, summary, to_csv
+
+METRICS = Path("metrics")
+PLOTS = Path("plots")
+
+
+def main(config: Config) -> None:
+    """Write `metrics/summary.json`, the CSVs under `plots/` and the figures under `plots/figures/`."""
+    run = read_run(METRICS / f"task-{config.K:02d}")
+    with fresh_dir(PLOTS / "figures") as folder:
+        for name, figure in draw(run):
+            figures.save(figure, folder / f"{name}.png")
+    for name, (table, columns) in TABLES.items():
+        atomic_write_text(PLOTS / f"{name}.csv", to_csv(table(run), columns))
+    numbers = summary(run)
+    atomic_write_json(METRICS / "summary.json", numbers)
+    log.info(
+        f"{run.label}: R@1 {numbers['r1']:.2f}, BWF {numbers['bwf']:.2f}"
+        + (f" ({run.warning})" if run.warning else "")
+    )
+
+
+def draw(run: Run) -> Iterator[tuple[str, Figure]]:
+    """Draw every figure that the run has the data for.
+
+    Parameters
+    ----------
+    run : Run
+
+    Yields
+    ------
+    (str, Figure)
+        File name without ending, and the figure with its footnote.
+    """
+    tables = {name: table(run) for name, (table, _) in TABLES.items()}
+    drawn: dict[str, Figure] = {
+        "recall_by_task": figures.recall_by_task(tables["recall_by_task"]),
+        "accuracy_matrix": figures.accuracy_matrix([row["A"] for row in run.rows]),
+    }
+    optional = {
+        "loss": (figures.training_loss, "loss"),
+        "drift": (figures.drift, "drift"),
+        "collapse": (figures.collapse, "geometry"),
+    }
+    drawn |= {name: function(tables[table]) for name, (function, table) in optional.items() if tables[table]}
+    if len(tables["published"]) > 1:
+        drawn["published"] = figures.against_published(tables["published"])
+    drawn |= _feature_figures(run)
+    for name, figure in drawn.items():
+        warnings = [run.warning, PUBLISHED_NOTE if name == "published" else ""]
+        figures.footnote(figure, run.label, "; ".join(filter(None, warnings)))
+        yield name, figure
+
+
+def _feature_figures(run: Run) -> dict[str, Figure]:
+    """Figures of class means and of feature samples, where the evaluation kept them."""
+    features = run.features
+    names = [name for name, _ in run.categories]
+    tasks = [task for _, task in run.categories]
+    drawn = {}
+    classes = features.get("classes", np.zeros(0)).astype(int)
+    means = {key: _means(features, key) for key in MODALITIES if f"{key}/current" in features}
+    if means and len(classes) > 1:
+        drawn["gram"] = figures.gram(means, [tasks[i] for i in classes], [names[i] for i in classes])
+    if "points/text" in features:
+        samples = {f"after task {len(run.rows)}": _sample(features, "points")}
+        if len(run.rows) > 1:
+            samples = {"after task 1": _sample(features, "points/first"), **samples}
+        prototypes = dict(zip(classes.tolist(), features.get("prototypes", ()), strict=False))
+        for projection in ("pca", "tsne"):
+            drawn[f"features_{projection}"] = figures.feature_map(
+                samples, tasks, prototypes, projection, run.seed
+            )
+    return drawn
+
+
+def _means(features: dict[str, np.ndarray], modality: str) -> np.ndarray:
+    """Class means as of now, where the method has prototypes projected to them."""
+    return features.get(f"{modality}/aligned", features[f"{modality}/current"])
+
+
+def _sample(features: dict[str, np.ndarray], prefix: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Features and categories of the points of each modality."""
+    return {key: (features[f"{prefix}/{key}"], features[f"{prefix}/{key}_category"]) for key in MODALITIES}
+
+
+if __name__ == "__main__":
+    run_stage(main)

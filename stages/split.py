@@ -1,0 +1,54 @@
+"""Divide the categories into K tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages.run import run
+from structalign.config import Config
+from structalign.data.manifest import MANIFEST, Clip, raw_folder, read_manifest
+from structalign.data.split import (
+    TaskSplit,
+    few_shot_split,
+    joint,
+    published_split,
+    read_missing,
+    read_published,
+    task_file,
+    write_task,
+)
+from structalign.data.splitfile import require_published, split_file
+from structalign.files import fresh_dir
+from structalign.log import log
+
+SPLIT = Path("data/split")
+MISSING = Path("data/frames/missing.json")
+
+
+def main(config: Config) -> None:
+    """Write `data/split/task-NN.json` for every task."""
+    clips = read_manifest(raw_folder(config) / MANIFEST)
+    missing = read_missing(MISSING, clips)
+    splits = divide(config, clips, missing)
+    if config.split.joint:
+        splits = joint(splits)
+    with fresh_dir(SPLIT) as folder:
+        for split in splits:
+            write_task(split, folder / task_file(split.task))
+    train, test = (sum(len(getattr(split, side)) for split in splits) for side in ("train", "test"))
+    log.info(
+        f"{len(splits)} tasks of {len(splits[0].categories)} categories: {train} training and {test} test clips, "
+        f"{sum(len(split.missing) for split in splits)} missing"
+    )
+
+
+def divide(config: Config, clips: list[Clip], missing: list[str]) -> list[TaskSplit]:
+    """Split as `data.protocol` says."""
+    if config.data.protocol == "published":
+        require_published(config.K, config.data.splits)
+        return published_split(read_published(split_file(raw_folder(config), config.K)), clips, missing)
+    return few_shot_split(clips, config.K, config.split.shots, config.seed, config.split.order, missing)
+
+
+if __name__ == "__main__":
+    run(main)

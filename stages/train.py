@@ -1,0 +1,81 @@
+"""Stage train@NN: adapt the model that the previous task left to task NN."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from stages.run import run
+from structalign.checkpoint import Checkpoint
+from structalign.config import Config
+from structalign.data.frames import FrameStore
+from structalign.data.loader import TrainingSet
+from structalign.data.split import TaskSplit, read_task
+from structalign.evaluate import rank, recall_over_all
+from structalign.files import atomic_write_json, fresh_dir
+from structalign.gallery import TaskGallery, load_galleries
+from structalign.learner import Learner
+from structalign.log import log
+from structalign.resume import ResumeFile, fingerprint
+from structalign.train import Cost, LossCurve, Trainer
+
+
+def main(config: Config, task: int) -> None:
+    """Train one task: from models/task-(NN-1) to models/task-NN."""
+    split = read_task(Path(f"data/split/task-{task:02d}.json"))
+    previous = Checkpoint.load(Path(f"models/task-{task - 1:02d}"))
+    learner = Learner(config, split.num_categories, previous)
+    resume = ResumeFile(fingerprint(config, task))
+    curve = Path(f"plots/loss/task-{task:02d}.csv")
+    cost = _train(config, split, learner, curve, resume)
+    names = previous.categories + [category.name for category in split.categories]
+    with fresh_dir(Path(f"models/task-{task:02d}")) as folder:
+        learner.checkpoint(task, names).save(folder)
+    _write_cost(cost, learner.device, Path(f"metrics/cost/task-{task:02d}.json"))
+    resume.remove()
+    log.info(f"task {task}: {cost.steps} steps in {cost.seconds:.1f} s")
+
+
+def _train(config: Config, split: TaskSplit, learner: Learner, curve: Path, resume: ResumeFile) -> Cost:
+    task = split.task
+    learner.start(task)
+    if not (learner.method.trains and split.train):
+        with LossCurve(curve, task):
+            return Cost(seconds=0.0, steps=0, trained_parameters=0)
+    earlier = load_galleries(Path(f"data/gallery/after-{task - 1:02d}"))
+    learner.method.start_galleries(earlier)
+    store = FrameStore(Path("data/frames"))
+    data = TrainingSet(split.train, store, learner.retriever, config.machine.num_workers)
+    validate = None
+    if config.train.select == "best_on_test":
+        log.warning("train.select=best_on_test: the epoch is picked on the test queries, which leaks the test set")
+        validate = partial(_recall_on_test, config, split, store, learner, earlier)
+    cost = Trainer(learner.method, data, config, task, validate, resume).run(curve)
+    learner.finish(task, data)
+    return cost
+
+
+def _recall_on_test(
+    config: Config, split: TaskSplit, store: FrameStore, learner: Learner, earlier: list[TaskGallery]
+) -> float:
+    """R@1 of all seen tasks' test queries: what `best_on_test` picks its epoch by."""
+    frames = learner.encode_clips(store, [sample.clip for sample in split.test])
+    galleries = [*earlier, TaskGallery.from_samples(split.task, split.test, frames)]
+    return recall_over_all(rank(learner.retriever, galleries, config.similarity))["r1"]
+
+
+def _write_cost(cost: Cost, device: torch.device, path: Path) -> None:
+    """Time and memory differ from run to run, so they are kept apart from what must be repeatable."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    atomic_write_json(path, {**asdict(cost), "seconds": round(cost.seconds, 2), "peak_memory_mb": round(peak, 1)})
+
+
+if __name__ == "__main__":
+    run(main, task=True)

@@ -1,0 +1,154 @@
+"""From stored frames and captions to batches.
+
+A task's training videos are few (32 to 320), so their decoded frames stay in memory as bytes. Each video is
+augmented as a whole: all its frames get the same crop and flip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from structalign.config import TrainConfig
+from structalign.data.frames import FrameStore
+from structalign.data.split import Sample
+from structalign.log import progress
+from structalign.method.base import Batch
+from structalign.model.retriever import Retriever
+
+
+def load_clips(store: FrameStore, clips: Sequence[str], workers: int) -> Iterator[Tensor]:
+    """Decode stored clips in threads, in order: uint8 (N, 3, H, W) each; sizes may differ."""
+    with ThreadPoolExecutor(workers) as pool:
+        for frames in pool.map(store.read, clips):
+            yield torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+
+
+def test_pixels(frames: Tensor, size: int) -> Tensor:
+    """Resize the shorter side to `size` (bicubic) and crop the centre: uint8 (N, 3, H, W) to (N, 3, size, size)."""
+    height, width = frames.shape[-2:]
+    scale = size / min(height, width)
+    resized = _resize(frames, (max(size, round(height * scale)), max(size, round(width * scale))))
+    top, left = (resized.shape[-2] - size) // 2, (resized.shape[-1] - size) // 2
+    return resized[..., top : top + size, left : left + size]
+
+
+def train_pixels(frames: Tensor, size: int, generator: torch.Generator, crop_scale: float, flip: bool) -> Tensor:
+    """Crop at random, resize, and flip at random; one draw for all frames of the video.
+
+    Parameters
+    ----------
+    frames : Tensor, shape (N, 3, H, W), uint8
+    size : int
+    generator : Generator
+    crop_scale : float
+        Smallest share of the area that the crop keeps; its sides' ratio lies between 3/4 and 4/3.
+    flip : bool
+        Whether to flip half of the videos.
+
+    Returns
+    -------
+    Tensor, shape (N, 3, size, size), uint8
+    """
+    top, left, height, width = _crop_box(frames.shape[-2], frames.shape[-1], generator, crop_scale)
+    mirrored = bool(torch.rand((), generator=generator) < 0.5)  # drawn in any case: crops do not depend on `flip`
+    cropped = _resize(frames[..., top : top + height, left : left + width], (size, size))
+    return cropped.flip(-1) if flip and mirrored else cropped
+
+
+def _crop_box(height: int, width: int, generator: torch.Generator, smallest: float) -> tuple[int, int, int, int]:
+    """Draw top, left, height and width of a crop; after ten misfits, the largest centred one."""
+    area, (low, high) = height * width, (math.log(3 / 4), math.log(4 / 3))
+    for _ in range(10):
+        share, shape, y, x = torch.rand(4, generator=generator).tolist()
+        target = area * (smallest + (1 - smallest) * share)
+        ratio = math.exp(low + (high - low) * shape)
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(y * (height - h + 1)), int(x * (width - w + 1)), h, w
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(frames.shape[-2:]) == size:
+        return frames
+    return interpolate(frames, size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def test_batches(
+    store: FrameStore, clips: Sequence[str], size: int, batch_size: int, workers: int
+) -> Iterator[Tensor]:
+    """Yield stored clips in batches as at test time: uint8 (b, N, 3, size, size)."""
+    pending: list[Tensor] = []
+    for frames in progress(load_clips(store, clips, workers), len(clips), "encode", "video"):
+        pending.append(test_pixels(frames, size))
+        if len(pending) == batch_size:
+            yield torch.stack(pending)
+            pending = []
+    if pending:
+        yield torch.stack(pending)
+
+
+class TrainingSet:
+    """A task's training videos and captions, in memory.
+
+    Parameters
+    ----------
+    samples : list of Sample
+    store : FrameStore
+    retriever : Retriever
+        Says how to tokenise, and the size of frames.
+    workers : int
+        Threads that decode.
+    """
+
+    def __init__(self, samples: list[Sample], store: FrameStore, retriever: Retriever, workers: int) -> None:
+        self.samples = samples
+        self.size = retriever.image_size
+        clips = load_clips(store, [sample.clip for sample in samples], workers)
+        self.frames = list(progress(clips, len(samples), "load", "video"))
+        pairs = [(video, caption) for video, sample in enumerate(samples) for caption in sample.captions]
+        self.video = torch.tensor([video for video, _ in pairs])  # [P]
+        self.captions = [caption for _, caption in pairs]
+        self.tokens = retriever.tokenize(self.captions)  # [P,L]
+        self.category = torch.tensor([sample.category for sample in samples])[self.video]  # [P]
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Batches per epoch; a last batch of a single pair, which has nothing to contrast, does not count."""
+        full, rest = divmod(len(self.video), batch_size)
+        return full + (rest > 1)
+
+    def batches(self, train: TrainConfig, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
+        """Yield one epoch of augmented batches; order and augmentation follow from the generator alone."""
+        order = self._order(train.balanced, generator)
+        for step in range(self.steps_per_epoch(train.batch_size)):
+            pairs = order[step * train.batch_size : (step + 1) * train.batch_size]
+            videos = self.video[pairs]
+            pixels = torch.stack(
+                [
+                    train_pixels(self.frames[video], self.size, generator, train.crop_scale, train.flip)
+                    for video in videos.tolist()
+                ]
+            )  # [B,N,3,size,size]
+            tensors: tuple[Any, ...] = (pixels, self.tokens[pairs], self.category[pairs], videos)
+            yield Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+    def _order(self, balanced: bool, generator: torch.Generator) -> Tensor:
+        """Order of pairs in an epoch: each once, or drawn so that all categories come up alike."""
+        if not balanced:
+            return torch.randperm(len(self.video), generator=generator)
+        _, index, counts = torch.unique(self.category, return_inverse=True, return_counts=True)
+        odds = 1 / counts[index].double()
+        return torch.multinomial(odds, len(self.video), replacement=True, generator=generator)
+
+    def test_pixels(self, batch_size: int) -> Iterator[Tensor]:
+        """Yield the videos in batches as at test time, without augmentation."""
+        for start in range(0, len(self.frames), batch_size):
+            yield torch.stack([test_pixels(frames, self.size) for frames in self.frames[start : start + batch_size]])

@@ -1,0 +1,368 @@
+"""The built-in benchmark: small generated videos of moving shapes in twenty worlds.
+
+A category is a world: a background of its own (a pattern, dark or pale) under a light of its own, which turns all
+colours by the same angle. So `red` looks red in one world, green in the next and blue in a third: a word's look
+depends on the category, what is learnt of it in one task misleads in another, and fine-tuning forgets. Shapes look
+the same everywhere. Motions have words that the still-image CLIP has never read.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+
+from structalign.data.manifest import Clip
+from structalign.files import atomic_write_text
+from structalign.log import progress
+
+SIZE = 64
+"""Height and width of the videos in pixels."""
+
+NUM_IMAGES = 24
+"""Images per video, at 8 per second."""
+
+COLOURS = ("red", "yellow", "green", "cyan", "blue", "pink")
+"""In steps of 60 degrees of hue, so that a world's light maps colours onto each other."""
+
+SHAPES = ("circle", "square", "triangle", "cross", "ring", "moon")
+MOTIONS = ("sliding", "falling", "rising", "orbiting", "growing", "shrinking", "blinking", "shaking")
+PATTERNS = ("bars", "pillars", "slopes", "checks", "dots", "grid", "rings", "waves", "speckles", "fog")
+TONES = ("dark", "pale")
+
+LIGHTS = (0, 2, 4, 1, 3, 5, 2, 0, 5, 4, 1, 3, 4, 5, 0, 2, 3, 1, 5, 3)
+"""Per world, how many steps of 60 degrees its light turns a colour."""
+
+CAPTIONS = (
+    "a {colour} {shape} {motion} over {world}",
+    "the {colour} {shape} is {motion} in front of {world}",
+    "{world} behind a {motion} {colour} {shape}",
+    "on {world} one sees a {shape} that is {colour} and {motion}",
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """A category: its background and its light."""
+
+    pattern: int
+    tone: int
+    light: int
+
+    @property
+    def name(self) -> str:
+        """What captions call it."""
+        return f"{TONES[self.tone]} {PATTERNS[self.pattern]}"
+
+
+def worlds(count: int) -> list[World]:
+    """Return the first `count` of the twenty worlds."""
+    combos = [(index % len(PATTERNS), (index // len(PATTERNS) + index) % 2) for index in range(20)]
+    return [World(pattern, tone, light) for (pattern, tone), light in zip(combos, LIGHTS, strict=True)][:count]
+
+
+# Drawing: everything is a function of coordinates in [-1, 1], for a batch of B images at once.
+
+
+def draw(
+    pattern: np.ndarray,
+    tone: np.ndarray,
+    hue: np.ndarray,
+    shape: np.ndarray,
+    centre: np.ndarray,
+    radius: np.ndarray,
+    phase: np.ndarray,
+    size: int,
+) -> np.ndarray:
+    """Draw B images.
+
+    Parameters
+    ----------
+    pattern, tone, hue, shape : ndarray, shape (B,), int
+        Positions in `PATTERNS`, `TONES`, `COLOURS` (as it looks, the light applied) and `SHAPES`.
+    centre : ndarray, shape (B, 2)
+        x and y of the shape, from -1 (left, top) to 1.
+    radius : ndarray, shape (B,)
+        Of the shape; 0 hides it.
+    phase : ndarray, shape (B, 2)
+        Shifts the background's pattern, in [0, 1).
+    size : int
+        Height and width in pixels.
+
+    Returns
+    -------
+    ndarray, shape (B, size, size, 3), uint8
+    """
+    axis = (np.arange(size) + 0.5) / size * 2 - 1
+    x, y = np.meshgrid(axis, axis)  # [H,W]
+    light = _background(pattern, phase, x, y)  # [B,H,W]
+    low, high = np.where(tone == 0, 0.0, 0.5)[:, None, None], np.where(tone == 0, 0.5, 1.0)[:, None, None]
+    canvas = (low + (high - low) * light)[..., None].repeat(3, -1)  # [B,H,W,3]
+    u = (x - centre[:, 0, None, None]) / np.maximum(radius, 1e-3)[:, None, None]
+    v = (y - centre[:, 1, None, None]) / np.maximum(radius, 1e-3)[:, None, None]
+    edge = _distance(shape, u, v) * radius[:, None, None] * size / 2  # pixels from the outline, negative inside
+    cover = (np.clip(0.5 - edge, 0, 1) * (radius > 0)[:, None, None])[..., None]
+    colour = _palette()[hue][:, None, None, :]  # [B,1,1,3]
+    shade = 1 - 0.18 * np.clip(v, -1, 1)[..., None]  # lit from above
+    image = canvas * (1 - cover) + np.clip(colour * shade, 0, 1) * cover
+    return (image * 255 + 0.5).astype(np.uint8)
+
+
+def _palette() -> np.ndarray:
+    """RGB of `COLOURS`, of roughly equal lightness."""
+    return np.array(
+        [[0.93, 0.16, 0.14], [0.95, 0.82, 0.10], [0.16, 0.75, 0.22], [0.10, 0.78, 0.85], [0.18, 0.28, 0.95], [0.95, 0.30, 0.80]]
+    )
+
+
+def _background(pattern: np.ndarray, phase: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Brightness in [0, 1] of each image's background: (B, H, W)."""
+    result = np.empty((len(pattern), *x.shape))
+    for number in np.unique(pattern):
+        chosen = pattern == number
+        shift_x, shift_y = phase[chosen, 0, None, None], phase[chosen, 1, None, None]
+        result[chosen] = _pattern(PATTERNS[number], x[None] + shift_x * 0.5, y[None] + shift_y * 0.5)
+    return result
+
+
+def _pattern(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """One pattern's brightness at coordinates (b, H, W)."""
+    turn = 2 * np.pi * 2
+    if name == "bars":
+        return (np.sin(turn * y) > 0) + 0.0 * x
+    if name == "pillars":
+        return (np.sin(turn * x) > 0) + 0.0 * y
+    if name == "slopes":
+        return (np.sin(turn * (x + y) / 1.4) > 0) + 0.0
+    if name == "checks":
+        return ((np.sin(turn * x) > 0) ^ (np.sin(turn * y) > 0)) + 0.0
+    if name == "dots":
+        return (np.cos(turn * x) + np.cos(turn * y) > 0.9) + 0.0
+    if name == "grid":
+        return ((np.cos(turn * x) > 0.8) | (np.cos(turn * y) > 0.8)) + 0.0
+    if name == "rings":
+        return (np.sin(turn * 1.2 * np.hypot(x - 0.25, y - 0.25)) > 0) + 0.0
+    if name == "waves":
+        return 0.5 + 0.5 * np.sin(turn * (y + 0.15 * np.sin(turn * x)))
+    if name == "speckles":
+        # A hash of coarse cells: noise that is the same in every image of a video.
+        cell = np.floor(x * 9) * 12.9898 + np.floor(y * 9) * 78.233
+        return np.abs(np.sin(cell) * 43758.5453) % 1.0
+    return np.clip(0.5 + 0.45 * y + 0.0 * x, 0, 1)
+
+
+def _distance(shape: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Signed distance to each image's unit-sized outline, negative inside: (B, H, W)."""
+    r = np.hypot(u, v)
+    forms = {
+        "circle": lambda i: r[i] - 0.95,
+        "square": lambda i: np.maximum(np.abs(u[i]), np.abs(v[i])) - 0.85,
+        "triangle": lambda i: np.maximum(np.abs(u[i]) * 0.866 - v[i] * 0.5, v[i]) - 0.55,
+        "cross": lambda i: np.minimum(
+            np.maximum(np.abs(u[i]) - 0.32, np.abs(v[i]) - 1), np.maximum(np.abs(u[i]) - 1, np.abs(v[i]) - 0.32)
+        ),
+        "ring": lambda i: np.abs(r[i] - 0.75) - 0.25,
+        "moon": lambda i: np.maximum(r[i] - 1, 0.85 - np.hypot(u[i] - 0.55, v[i])),
+    }
+    result = np.empty_like(u)
+    for number in np.unique(shape):
+        chosen = shape == number
+        result[chosen] = forms[SHAPES[number]](chosen)
+    return result
+
+
+# Videos
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one video shows."""
+
+    world: World
+    colour: int
+    shape: int
+    motion: int
+    seed: int
+
+    def caption(self, template: str) -> str:
+        """Describe the video; the colour is the one before the world's light."""
+        return template.format(
+            colour=COLOURS[self.colour],
+            shape=SHAPES[self.shape],
+            motion=MOTIONS[self.motion],
+            world=self.world.name,
+        )
+
+
+def film(scene: Scene) -> np.ndarray:
+    """Draw all images of a video: (NUM_IMAGES, SIZE, SIZE, 3), uint8."""
+    random = np.random.default_rng(scene.seed)
+    time = np.linspace(0, 1, NUM_IMAGES)  # [T]
+    centre, radius = _move(MOTIONS[scene.motion], time, random)
+    repeat = np.full(NUM_IMAGES, 0)
+    return draw(
+        pattern=repeat + scene.world.pattern,
+        tone=repeat + scene.world.tone,
+        hue=repeat + (scene.colour + scene.world.light) % len(COLOURS),
+        shape=repeat + scene.shape,
+        centre=centre,
+        radius=radius,
+        phase=random.random(2)[None].repeat(NUM_IMAGES, 0),
+        size=SIZE,
+    )
+
+
+def _move(motion: str, time: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Path (T, 2) and radius (T,) of the shape."""
+    at = random.uniform(-0.35, 0.35, 2)
+    radius = np.full_like(time, random.uniform(0.36, 0.46))
+    path = at + np.zeros((len(time), 2))
+    if motion == "sliding":
+        path[:, 0] = np.linspace(-0.65, 0.65, len(time)) * random.choice([-1, 1])
+    elif motion == "falling":
+        path[:, 1] = np.linspace(-0.7, 0.7, len(time))
+    elif motion == "rising":
+        path[:, 1] = np.linspace(0.7, -0.7, len(time))
+    elif motion == "orbiting":
+        angle = 2 * np.pi * (time + random.random())
+        path = 0.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    elif motion == "growing":
+        radius = np.linspace(0.15, 0.8, len(time))
+    elif motion == "shrinking":
+        radius = np.linspace(0.8, 0.15, len(time))
+    elif motion == "blinking":
+        radius = radius * (np.sin(2 * np.pi * (3 * time + 0.1)) > 0)
+    else:
+        path = path + 0.12 * np.stack([np.sin(40 * time), np.cos(53 * time)], axis=1)
+    return path, radius
+
+
+def encode(images: np.ndarray) -> bytes:
+    """Encode images (T, H, W, 3) as H.264 in MP4; the same images give the same bytes."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        options = {"crf": "18", "preset": "veryfast", "threads": "1"}
+        stream = container.add_stream("libx264", rate=8, options=options)
+        stream.height, stream.width, stream.pix_fmt = *images.shape[1:3], "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def generate(
+    root: Path, seed: int, categories: int, train_videos: int, test_videos: int, workers: int
+) -> list[Clip]:
+    """Write the videos and captions.csv of the benchmark under `root`.
+
+    Parameters
+    ----------
+    root : Path
+        An existing folder.
+    seed : int
+        Draws which combinations of colour, shape and motion each world shows, and their details.
+    categories : int
+        At most 20.
+    train_videos, test_videos : int
+        Per category. No two videos of a category show the same combination, so that captions single them out.
+    workers : int
+        Encoding processes; the result does not depend on how many.
+
+    Returns
+    -------
+    list of Clip
+    """
+    plans = []
+    for number, world in enumerate(worlds(categories)):
+        plans += _plan(world, np.random.default_rng([seed, number]), train_videos, test_videos)
+    (root / "videos").mkdir()
+    jobs = [(scene, root / clip.video) for clip, scene in plans]
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        for _ in progress(pool.map(_write_video, jobs, chunksize=16), len(jobs), "videos", "video"):
+            pass
+    clips = [clip for clip, _ in plans]
+    atomic_write_text(root / "captions.csv", _captions_csv(clips))
+    return clips
+
+
+def _plan(world: World, random: np.random.Generator, train: int, test: int) -> list[tuple[Clip, Scene]]:
+    """Choose what a world's videos show, and what their captions say."""
+    total = len(COLOURS) * len(SHAPES) * len(MOTIONS)
+    combos = random.permutation(total)[: train + test]
+    plans = []
+    for number, combo in enumerate(combos):
+        colour, rest = divmod(int(combo), len(SHAPES) * len(MOTIONS))
+        shape, motion = divmod(rest, len(MOTIONS))
+        scene = Scene(world, colour, shape, motion, int(random.integers(2**31)))
+        split = "train" if number < train else "test"
+        templates = CAPTIONS if split == "train" else [CAPTIONS[int(random.integers(len(CAPTIONS)))]]
+        name = f"{world.name.replace(' ', '-')}-{number:03d}"
+        captions = tuple(scene.caption(template) for template in templates)
+        clip = Clip(name, f"videos/{name}.mp4", None, None, world.name, split, captions)
+        plans.append((clip, scene))
+    return plans
+
+
+def _write_video(job: tuple[Scene, Path]) -> None:
+    scene, path = job
+    path.write_bytes(encode(film(scene)))
+
+
+def _captions_csv(clips: list[Clip]) -> str:
+    """Write captions as the data set `local` reads them."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["video", "start", "end", "category", "caption", "split"])
+    for clip in clips:
+        for caption in clip.captions:
+            writer.writerow([clip.video, "", "", clip.category, caption, clip.split])
+    return buffer.getvalue()
+
+
+# Stills, for the CLIP stand-in
+
+
+def stills(count: int, size: int, random: np.random.Generator) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Draw still images in true colours, and caption some of what each shows, without a word of motion.
+
+    Returns
+    -------
+    images : ndarray, shape (count, size, size, 3), uint8
+    captions : list of str
+        Each names the shape, its colour, the background, or several of them.
+    match : ndarray, shape (count, count), bool
+        Entry (i, j): whether caption j is true of image i.
+    """
+    shown = np.stack([random.integers(len(names), size=count) for names in (COLOURS, SHAPES, TONES, PATTERNS)])
+    hue, shape, tone, pattern = shown
+    images = draw(
+        pattern,
+        tone,
+        hue,
+        shape,
+        centre=random.uniform(-0.6, 0.6, (count, 2)),
+        radius=random.uniform(0.25, 0.7, count),
+        phase=random.random((count, 2)),
+        size=size,
+    )
+    named = random.random((4, count)) < 0.7  # which of the four a caption names
+    named[1] |= ~named.any(axis=0)
+    agree = shown[:, :, None] == shown[:, None, :]  # [4,image,caption]
+    match = (agree | ~named[:, None, :]).all(axis=0)
+    return images, [_still_caption(*shown[:, j], *named[:, j].tolist()) for j in range(count)], match
+
+
+def _still_caption(*shown_and_named: int) -> str:
+    """Name what is to be named of hue, shape, tone and pattern, such as `a red thing over dark bars`."""
+    hue, shape, tone, pattern, with_hue, with_shape, with_tone, with_pattern = shown_and_named
+    thing = " ".join([COLOURS[hue]] * with_hue + [SHAPES[shape] if with_shape else "thing"])
+    scene = " ".join([TONES[tone]] * with_tone + [PATTERNS[pattern]] * with_pattern)
+    if not (with_hue or with_shape):
+        return scene
+    return f"a {thing} over {scene}" if scene else f"a {thing}"

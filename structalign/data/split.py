@@ -1,0 +1,320 @@
+"""Categories into tasks: by a published split file, or by a seeded draw of few shots (METHOD.md section 1)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from structalign.data.manifest import Clip
+from structalign.data.splitfile import PublishedSplit, entries, read_published
+from structalign.errors import UserError
+from structalign.files import atomic_write_json, read_json
+
+__all__ = [
+    "Category",
+    "Sample",
+    "TaskSplit",
+    "few_shot_split",
+    "joint",
+    "published_split",
+    "read_missing",
+    "read_published",
+    "read_task",
+    "task_file",
+    "write_task",
+]
+
+
+@dataclass(frozen=True)
+class Category:
+    """A category and its number over all tasks: from 0, in the order in which tasks bring them."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip as one task uses it."""
+
+    clip: str
+    category: int
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskSplit:
+    """What one task brings.
+
+    Parameters
+    ----------
+    task : int
+        From 1.
+    num_tasks : int
+        K.
+    num_categories : int
+        Over all tasks.
+    categories : list of Category
+        This task's.
+    train, test : list of Sample
+        Every category has at least one of each, but for `joint`.
+    missing : list of str
+        Clips of this task's categories that are left out because they have no frames.
+    """
+
+    task: int
+    num_tasks: int
+    num_categories: int
+    categories: list[Category]
+    train: list[Sample]
+    test: list[Sample]
+    missing: list[str]
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+def task_file(task: int) -> str:
+    """Name the file of a task."""
+    return f"task-{task:02d}.json"
+
+
+def write_task(split: TaskSplit, path: str | Path) -> None:
+    """Write one task as JSON."""
+    atomic_write_json(path, asdict(split))
+
+
+def read_task(path: str | Path) -> TaskSplit:
+    """Read what `write_task` wrote.
+
+    Raises
+    ------
+    UserError
+        Where the file is missing or is not a task.
+    """
+    try:
+        return TypeAdapter(TaskSplit).validate_json(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; the stage `split` writes it") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: not a task: {key + ': ' if key else ''}{first['msg']}") from None
+
+
+def published_split(published: PublishedSplit, clips: list[Clip], missing: Collection[str] = ()) -> list[TaskSplit]:
+    """Lay clips out as a published split file says.
+
+    Parameters
+    ----------
+    published : dict
+        From `read_published`.
+    clips : list of Clip
+        The manifest; it must hold every video of the split, on the same side.
+    missing : collection of str
+        Clips without frames.
+
+    Returns
+    -------
+    list of TaskSplit
+        In the order of tasks.
+
+    Raises
+    ------
+    UserError
+        Where the manifest lacks a video, or puts it on another side or in another category than its neighbours,
+        or a video is in two tasks.
+    """
+    known = {clip.id: clip for clip in clips}
+    names: dict[tuple[int, str], str] = {}
+    chosen: list[list[Clip]] = [[] for _ in published["train"]]
+    for side, task, category, video in entries(published):
+        clip = known.get(video)
+        if clip is None or clip.split != side:
+            found = "not in the manifest" if clip is None else f"for {clip.split} in the manifest"
+            raise UserError(f"video {video}: is for {side} in the published split, but {found}")
+        if names.setdefault((task, category), clip.category) != clip.category:
+            raise UserError(
+                f"video {video}: the manifest says {clip.category!r}, but {names[task, category]!r} for others of "
+                f"category {category} of the published split"
+            )
+        chosen[task - 1].append(clip)
+    order = [[names[task, str(category)] for category in group] for task, group in published["train"].items()]
+    return _assemble(order, chosen, missing)
+
+
+def few_shot_split(
+    clips: list[Clip],
+    num_tasks: int,
+    shots: int,
+    seed: int,
+    order: Literal["shuffled", "given"] = "shuffled",
+    missing: Collection[str] = (),
+) -> list[TaskSplit]:
+    """Divide the categories evenly over tasks and draw few training clips of each; test clips are all kept.
+
+    Parameters
+    ----------
+    clips : list of Clip
+        The manifest.
+    num_tasks : int
+        K; it must divide the number of categories.
+    shots : int
+        Training clips per category, drawn without replacement from those that have frames.
+    seed : int
+        The draw depends on it and on the ids of a category's clips, not on the order of the manifest.
+    order : {"shuffled", "given"}
+        Whether categories are dealt out shuffled, or as they first appear in the manifest.
+    missing : collection of str
+        Clips without frames.
+
+    Returns
+    -------
+    list of TaskSplit
+        In the order of tasks.
+
+    Raises
+    ------
+    UserError
+        Where the numbers do not go together, or a video ends up in two tasks.
+    """
+    from sklearn.utils import resample, shuffle  # takes a second to import
+
+    categories = list(dict.fromkeys(clip.category for clip in clips))
+    _check_number(num_tasks, len(categories))
+    if shots < 1:
+        raise UserError(f"split.shots = {shots}: must be at least 1")
+    # One seed each, so that another clip in one category leaves the draws of all others as they are.
+    order_seed, *seeds = np.random.SeedSequence(seed).generate_state(1 + len(categories))
+    draw_seed = dict(zip(sorted(categories), seeds, strict=True))
+    if order == "shuffled":
+        categories = shuffle(sorted(categories), random_state=int(order_seed))
+    pools = _pools(clips, missing)
+    size = len(categories) // num_tasks
+    groups = [categories[start : start + size] for start in range(0, len(categories), size)]
+    chosen: list[list[Clip]] = []
+    for group in groups:
+        chosen.append([])
+        for category in group:
+            train, test = pools[category, "train"], pools[category, "test"]
+            _check_enough(category, len(train), len(test), shots)
+            train = sorted(train, key=lambda clip: clip.id)
+            chosen[-1] += resample(train, replace=False, n_samples=shots, random_state=int(draw_seed[category]))
+            chosen[-1] += test
+    gone = [[clip for clip in clips if clip.id in set(missing) and clip.category in group] for group in groups]
+    splits = _assemble(groups, chosen, ())
+    return [
+        replace(split, missing=[clip.id for clip in left_out]) for split, left_out in zip(splits, gone, strict=True)
+    ]
+
+
+def joint(splits: list[TaskSplit]) -> list[TaskSplit]:
+    """Hand the training data of all tasks to the first one; test data stay where they are."""
+    together = [sample for split in splits for sample in split.train]
+    return [replace(split, train=together if split.task == 1 else []) for split in splits]
+
+
+def read_missing(path: str | Path, clips: list[Clip]) -> list[str]:
+    """Read which clips of the manifest have no frames, from the list that the stage `frames` writes.
+
+    Raises
+    ------
+    UserError
+        Where the file is missing or is no list of clips, or names a clip that the manifest lacks.
+    """
+    entries = read_json(path)
+    try:
+        missing = [str(entry["clip"]) for entry in entries]
+    except (TypeError, KeyError):
+        raise UserError(f"{path}: must be a list of objects with a clip; run `dvc repro -f frames`") from None
+    if unknown := sorted(set(missing) - {clip.id for clip in clips}):
+        raise UserError(f"{path}: clip {unknown[0]} is not in the manifest; run `dvc repro frames`")
+    return missing
+
+
+def _check_number(num_tasks: int, num_categories: int) -> None:
+    if num_tasks < 1 or num_tasks > num_categories:
+        raise UserError(f"K = {num_tasks}: must be from 1 to {num_categories}, the number of categories")
+    if num_categories % num_tasks:
+        divisors = [str(number) for number in range(1, num_categories + 1) if num_categories % number == 0]
+        raise UserError(
+            f"K = {num_tasks}: does not divide the {num_categories} categories evenly; choose one of "
+            f"{', '.join(divisors)}"
+        )
+
+
+def _check_enough(category: str, train: int, test: int, shots: int) -> None:
+    if train < shots:
+        raise UserError(
+            f"category {category!r} has {train} training videos with frames, but split.shots = {shots}; "
+            "lower split.shots or add videos"
+        )
+    if test < 1:
+        raise UserError(f"category {category!r} has no test video with frames; add one")
+
+
+def _pools(clips: list[Clip], missing: Collection[str]) -> dict[tuple[str, str], list[Clip]]:
+    """Group the clips that have frames by category and side."""
+    left_out = set(missing)
+    pools: dict[tuple[str, str], list[Clip]] = defaultdict(list)
+    for clip in clips:
+        if clip.id not in left_out:
+            pools[clip.category, clip.split].append(clip)
+    return pools
+
+
+def _assemble(order: list[list[str]], chosen: list[list[Clip]], missing: Collection[str]) -> list[TaskSplit]:
+    """Number the categories, check that tasks do not share a video, drop what is missing."""
+    names = [name for group in order for name in group]
+    if len(set(names)) != len(names):
+        raise UserError(f"category {next(name for name in names if names.count(name) > 1)!r} is in two tasks")
+    ids = {name: index for index, name in enumerate(names)}
+    _refuse_shared_videos(chosen)
+    left_out = set(missing)
+    splits = []
+    for task, (group, clips) in enumerate(zip(order, chosen, strict=True), 1):
+        kept = [clip for clip in clips if clip.id not in left_out]
+        split = TaskSplit(
+            task=task,
+            num_tasks=len(order),
+            num_categories=len(names),
+            categories=[Category(ids[name], name) for name in group],
+            train=[_sample(clip, ids) for clip in kept if clip.split == "train"],
+            test=[_sample(clip, ids) for clip in kept if clip.split == "test"],
+            missing=[clip.id for clip in clips if clip.id in left_out],
+        )
+        _refuse_empty_categories(split)
+        splits.append(split)
+    return splits
+
+
+def _sample(clip: Clip, ids: dict[str, int]) -> Sample:
+    return Sample(clip.id, ids[clip.category], clip.captions)
+
+
+def _refuse_shared_videos(chosen: list[list[Clip]]) -> None:
+    """One video in two tasks would leak the later task into the earlier one; likewise in train and test."""
+    places: dict[str, tuple[int, str]] = {}
+    for task, clips in enumerate(chosen, 1):
+        for clip in clips:
+            earlier = places.setdefault(clip.video, (task, clip.split))
+            if earlier[0] != task:
+                raise UserError(f"video {clip.video} is in task {earlier[0]} and in task {task} (clip {clip.id})")
+            if earlier[1] != clip.split:
+                raise UserError(f"video {clip.video} is in train and in test (clip {clip.id})")
+
+
+def _refuse_empty_categories(split: TaskSplit) -> None:
+    for side, samples in (("training", split.train), ("test", split.test)):
+        present = {sample.category for sample in samples}
+        for category in split.categories:
+            if category.id not in present:
+                raise UserError(
+                    f"task {split.task}: category {category.name!r} has no {side} video left "
+                    f"({len(split.missing)} of the task are missing)"
+                )

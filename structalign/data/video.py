@@ -1,0 +1,365 @@
+"""Decode a clip of a video: N frames, upright, at the right moments, reading no more of the video than they need.
+
+A first pass over the packets, which decodes nothing, tells when each frame is shown. A second pass hands the decoder
+only what the wanted frames depend on: from the key frame before them, and in between without the frames that no other
+frame refers to. The frames are the same, bit for bit, as those of a decoder that reads everything.
+
+PyAV does this. decord decodes every frame from a key frame on, takes 1.2 to 3 times as long for the same frames
+(`benchmarks/frames.py`), fails on AV1 and MPEG-TS, and takes a truncated Matroska file for a whole one; it is the second
+decoder, asked where PyAV finds the data damaged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.stream import Disposition
+from PIL import Image
+
+SKIPPABLE = frozenset({"h264", "mpeg4", "mpeg2video"})
+"""Codecs whose frames tell whether any other frame refers to them."""
+
+SLACK = Fraction(1, 1000)
+"""Seconds. Matroska rounds times to milliseconds, so a frame that starts this little too late is in time."""
+
+
+class UndecodableError(Exception):
+    """A clip that cannot be read; the message says why."""
+
+
+class _FramesDifferError(Exception):
+    """The decoder does not return one intact frame per packet, so that packets do not tell the times of frames."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to decode.
+
+    Attributes
+    ----------
+    path : Path
+    start, end : float or None
+        Seconds from the first frame; None is the beginning or the end of the video.
+    num_frames : int
+    short_side : int
+        Frames are scaled down to this shorter side; smaller ones stay as they are.
+    """
+
+    path: Path
+    start: float | None
+    end: float | None
+    num_frames: int
+    short_side: int
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """The packets of a video, in the order of the file.
+
+    Attributes
+    ----------
+    times : ndarray of int64, shape (P,)
+        When each packet's frame is shown, in ticks; distinct.
+    keys, shown : ndarray of bool, shape (P,)
+        Whether decoding can start here; whether the frame belongs to the video (an edit list can hide it).
+    end : int
+        When the last frame ends, in ticks.
+    tick : Fraction
+        Seconds per tick.
+    truncated : bool
+        Whether the file ends before the video does.
+    """
+
+    times: np.ndarray
+    keys: np.ndarray
+    shown: np.ndarray
+    end: int
+    tick: Fraction
+    truncated: bool
+
+
+def sample_indices(start: int, stop: int, num_frames: int) -> list[int]:
+    """Pick the frames at the middles of N equal intervals of [start, stop); short clips repeat frames.
+
+    Parameters
+    ----------
+    start, stop : int
+        First frame, and the one after the last; stop > start.
+    num_frames : int
+        N.
+
+    Returns
+    -------
+    list of int
+        N frames, in order.
+
+    Raises
+    ------
+    ValueError
+        Where there is nothing to pick from.
+    """
+    if stop <= start or num_frames < 1:
+        raise ValueError(f"cannot pick {num_frames} of the frames from {start} to {stop}")
+    return [start + (2 * index + 1) * (stop - start) // (2 * num_frames) for index in range(num_frames)]
+
+
+def decode(request: Request) -> list[np.ndarray]:
+    """Decode a clip's N frames.
+
+    Parameters
+    ----------
+    request : Request
+
+    Returns
+    -------
+    list of ndarray, shape (H, W, 3), uint8
+        RGB, upright, all of one size.
+
+    Raises
+    ------
+    UndecodableError
+        Where the file does not hold the clip, or both decoders fail; with the reasons of both.
+    """
+    reasons = []
+    for name, read, failures in _readers():
+        try:
+            return read(request)
+        except failures as error:
+            reasons.append(f"{name}: {getattr(error, 'strerror', None) or _shortened(error)}")
+    raise UndecodableError("; ".join(reasons))
+
+
+def _readers() -> Iterator[tuple[str, Callable[[Request], list[np.ndarray]], tuple[type[Exception], ...]]]:
+    """Yield the decoders with the errors that pass a clip on to the next; decord is loaded only when needed."""
+    yield "PyAV", _read_av, (av.FFmpegError,)
+    try:
+        import decord
+    except ImportError:  # decord has wheels for x86-64 alone
+        return
+    yield "decord", _read_decord, (decord.DECORDError, RuntimeError, IndexError)
+
+
+def _shortened(error: Exception) -> str:
+    """Shorten an error to what a list of many has room for, without the times and source lines of decord's."""
+    lines = re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", str(error)).strip().split("\n")
+    return lines[0][:120] or type(error).__name__
+
+
+def _read_av(request: Request) -> list[np.ndarray]:
+    try:
+        return _read_needed(request)
+    except _FramesDifferError:
+        return _read_everything(request)
+
+
+def _read_needed(request: Request) -> list[np.ndarray]:
+    """Decode only the packets that the wanted frames depend on."""
+    packets = _scan(request)
+    shown = np.sort(packets.times[packets.shown])
+    if not shown.size:
+        raise UndecodableError("the video stream holds no frame")
+    moments = shown[_positions(shown, packets.end, packets.tick, request, packets.truncated)].tolist()
+    found: dict[int, np.ndarray] = {}
+    for frame in _decode_needed(request.path, packets, set(moments)):
+        found[frame.pts] = _picture(frame, request.short_side)
+    if len({frame.shape for frame in found.values()}) > 1:
+        raise UndecodableError("the size of the frames changes within the clip")
+    return [found[moment] for moment in moments]
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    """Open a video file. A playlist that poses as one must not make the machine fetch anything."""
+    try:
+        return av.open(str(path.absolute()), options={"protocol_whitelist": "file"})
+    except (av.FFmpegError, OSError) as error:
+        reason = "the file is empty" if path.is_file() and not path.stat().st_size else error.strerror
+        raise UndecodableError(f"not a video: {reason}") from None
+
+
+def _stream(container: av.container.InputContainer) -> av.VideoStream:
+    """Return the main video stream; the cover picture of a song is none."""
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        raise UndecodableError("no video stream")
+    stream.codec_context.thread_count = 1  # clips are decoded in parallel, each in one thread
+    return stream
+
+
+def _scan(request: Request) -> _Packets:
+    """Go through a file without decoding it."""
+    times, keys, shown = [], [], []
+    end, end_of_all, cut = 0, 0.0, False
+    with _open(request.path) as container:
+        stream = _stream(container)
+        for packet in container.demux():
+            video = packet.stream is stream
+            if packet.pts is None:
+                if video and packet.size:
+                    raise _FramesDifferError
+                continue
+            stop = packet.pts + (packet.duration or 0)
+            end_of_all = max(end_of_all, float(stop * packet.time_base))
+            if video:
+                times.append(packet.pts)
+                keys.append(packet.is_keyframe)
+                shown.append(not packet.is_discard)
+                end, cut = max(end, stop), packet.is_corrupt
+        if len(set(times)) < len(times):
+            raise _FramesDifferError
+        tick = _tick(stream)
+        length = float((end - min(times, default=0)) * tick)
+        if stream.duration is not None:
+            declared = float(stream.duration * tick)
+        else:
+            declared = (container.duration or 0) / av.time_base
+            length = end_of_all - (container.start_time or 0) / av.time_base
+    truncated = cut or declared - length > max(0.5, declared / 50)  # headers round, and some estimate
+    end = max(end, max(times, default=0) + 1)
+    return _Packets(np.array(times, np.int64), np.array(keys, bool), np.array(shown, bool), end, tick, truncated)
+
+
+def _tick(stream: av.VideoStream) -> Fraction:
+    """Seconds per unit of the stream's times."""
+    return stream.time_base or Fraction(1, av.time_base)
+
+
+def _positions(times: np.ndarray, end: int, tick: Fraction, request: Request, truncated: bool = False) -> list[int]:
+    """Choose the frames on show at the middles of N equal intervals of the clip, be the frame rate fixed or not.
+
+    Parameters
+    ----------
+    times : ndarray of int64, shape (F,)
+        When each frame begins, in ticks, in order.
+    end : int
+        When the last one ends.
+    tick : Fraction
+        Seconds per tick.
+    request : Request
+    truncated : bool
+        Whether the file lacks the end of the video. Clips that do not reach it are whole.
+
+    Returns
+    -------
+    list of int, length N
+        Positions in `times`.
+    """
+    origin, slack = int(times[0]), int(SLACK / tick)
+    first = origin + round((request.start or 0) / tick)
+    stop = end if request.end is None else origin + round(request.end / tick)
+    if truncated and (request.end is None or stop > end):
+        raise UndecodableError(f"truncated: the file ends {float((end - origin) * tick):.2f} s into the video")
+    if first >= end:
+        length = float((end - origin) * tick)
+        raise UndecodableError(f"the clip starts at {request.start:g} s, but the video is {length:.2f} s long")
+    moments = sample_indices(first, max(min(stop, end), first + 1), request.num_frames)
+    return (np.searchsorted(times, np.array(moments) + slack, side="right") - 1).tolist()
+
+
+def _needed(packets: _Packets, wanted: np.ndarray) -> np.ndarray:
+    """Mark the packets to decode: from each key frame to the last wanted one before the next key frame.
+
+    Frames that are shown before the key frame they follow in the file refer to the group before it as well.
+    """
+    needed = np.zeros(len(packets.times), bool)
+    starts = [0, *(int(start) for start in np.flatnonzero(packets.keys) if start)]
+    for group, (start, stop) in enumerate(zip(starts, [*starts[1:], len(needed)], strict=True)):
+        hits = start + np.flatnonzero(wanted[start:stop])
+        if hits.size:
+            leading = group > 0 and packets.times[hits].min() < packets.times[start]
+            needed[starts[group - 1] if leading else start : hits[-1] + 1] = True
+    return needed
+
+
+def _decode_needed(path: Path, packets: _Packets, moments: set[int]) -> Iterator[av.VideoFrame]:
+    """Yield the frames of the given moments, each once, in no particular order."""
+    wanted = np.isin(packets.times, list(moments)) & packets.shown
+    needed = _needed(packets, wanted)
+    with _open(path) as container:
+        stream = _stream(container)
+        context = stream.codec_context
+        skips = context.name in SKIPPABLE
+        missing = set(moments)
+        video = (packet for packet in container.demux(stream) if packet.size)
+        for number, packet in enumerate(video):
+            if number == len(needed):
+                raise _FramesDifferError
+            frames: list[av.VideoFrame] = []
+            if needed[number]:
+                context.skip_frame = "NONREF" if skips and not wanted[number] else "DEFAULT"
+                frames = context.decode(packet)
+            elif number and needed[number - 1]:
+                frames = context.decode(None)  # what the decoder still holds back
+                context.flush_buffers()
+            yield from _take(frames, missing)
+            if not missing:
+                return
+        yield from _take(context.decode(None), missing)
+    if missing:
+        raise _FramesDifferError
+
+
+def _take(frames: list[av.VideoFrame], missing: set[int]) -> Iterator[av.VideoFrame]:
+    for frame in frames:
+        if frame.pts in missing:
+            if frame.is_corrupt:
+                raise _FramesDifferError
+            missing.remove(frame.pts)
+            yield frame
+
+
+def _read_everything(request: Request) -> list[np.ndarray]:
+    """Decode all frames twice, first for their times, then for their pictures: slow, but right without any times.
+
+    That is what old containers need (AVI, bare streams), and codecs with packets that show nothing (VP8).
+    """
+    with _open(request.path) as container:
+        stream = _stream(container)
+        tick, rate = _tick(stream), stream.average_rate
+        stamps = [(frame.pts, frame.duration or 0) for frame in container.decode(stream)]
+    if not stamps:
+        raise UndecodableError("the video stream holds no frame")
+    times = np.array([-1 if pts is None else pts for pts, _ in stamps], np.int64)
+    end = int(times[-1]) + max(1, stamps[-1][1])
+    if any(pts is None for pts, _ in stamps) or (np.diff(times) <= 0).any():
+        times, end, tick = np.arange(len(stamps)), len(stamps), 1 / Fraction(rate or 25)
+    positions = _positions(times, end, tick, request)
+    pictures: dict[int, np.ndarray] = {}
+    with _open(request.path) as container:
+        for number, frame in enumerate(container.decode(_stream(container))):
+            if number in positions:
+                pictures[number] = _picture(frame, request.short_side)
+            if number >= positions[-1]:
+                break
+    return [pictures[position] for position in positions]
+
+
+def _picture(frame: av.VideoFrame, short_side: int) -> np.ndarray:
+    """Scale a frame down while it is converted to RGB, and turn it upright: uint8 (H, W, 3)."""
+    width, height = _scaled(frame.width, frame.height, short_side)
+    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))  # both count counter-clockwise
+
+
+def _scaled(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Size with the given shorter side, or the size as it is where that is smaller."""
+    scale = min(1.0, short_side / min(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _read_decord(request: Request) -> list[np.ndarray]:
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    reader = decord.VideoReader(str(request.path.absolute()), num_threads=1)
+    seconds = reader.get_frame_timestamp(np.arange(len(reader)))  # [F,2]: beginning and end of each frame
+    ticks = np.rint(seconds * 10_000).astype(np.int64)
+    positions = _positions(ticks[:, 0], int(ticks[-1, 1]), Fraction(1, 10_000), request)
+    pictures = [Image.fromarray(frame) for frame in reader.get_batch(positions).asnumpy()]
+    size = _scaled(*pictures[0].size, request.short_side)
+    return [np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures]

@@ -1,0 +1,152 @@
+"""The interface of a continual-learning method: what trains, what it adds to the loss, what it carries along.
+
+A method is one module with one subclass of `Method` and one YAML file in `conf/method/`. How it scores at test
+time is a parameter (`similarity.alpha`), so that all methods are ranked by the same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from structalign.config import Config
+from structalign.gallery import TaskGallery
+from structalign.model.retriever import Retriever
+
+Teacher = Literal["previous", "initial"]
+
+
+@dataclass
+class Batch:
+    """B pairs of a video and a caption.
+
+    Attributes
+    ----------
+    pixels : Tensor, shape (B, N, 3, H, W)
+        Normalised frames.
+    tokens : Tensor, shape (B, L), int64
+        Caption tokens.
+    category : Tensor, shape (B,), int64
+        Global category ids.
+    video : Tensor, shape (B,), int64
+        Which training video each pair shows; equal numbers are the same video.
+    """
+
+    pixels: Tensor
+    tokens: Tensor
+    category: Tensor
+    video: Tensor
+
+
+@dataclass
+class TrainingFeatures:
+    """Pooled, L2-normalised features of all training samples of a task, each video and each caption once.
+
+    Attributes
+    ----------
+    text : Tensor, shape (T, D)
+    text_category : Tensor, shape (T,)
+    video : Tensor, shape (V, D)
+    video_category : Tensor, shape (V,)
+    """
+
+    text: Tensor
+    text_category: Tensor
+    video: Tensor
+    video_category: Tensor
+
+
+class Method:
+    """A method that trains nothing and carries nothing: the base of all others.
+
+    Parameters
+    ----------
+    config : Config
+        All parameters.
+    retriever : Retriever
+        The model, with the weights that the previous task left.
+    num_categories : int
+        Categories over all tasks.
+    """
+
+    trains: ClassVar[bool] = True
+    """False: there is nothing to optimise, and tasks only grow the gallery."""
+    trains_clip: ClassVar[bool] = False
+    """True: all of CLIP trains, and checkpoints hold all of it."""
+
+    def __init__(self, config: Config, retriever: Retriever, num_categories: int) -> None:
+        self.config = config
+        self.retriever = retriever
+        self.num_categories = num_categories
+        self.task = 0
+        self.teacher: Retriever | None = None
+
+    def teacher_kind(self, task: int) -> Teacher | None:
+        """Which frozen model `loss` compares with in this task; None spares its cost."""
+        return None
+
+    def needs_features(self, task: int, num_tasks: int) -> bool:
+        """Whether `finish_task` wants the features of the training samples."""
+        return False
+
+    def start_task(self, task: int, teacher: Retriever | None) -> None:
+        """Get ready to train on a task; `teacher` is what `teacher_kind` asked for."""
+        self.task = task
+        self.teacher = teacher
+
+    def start_galleries(self, galleries: list[TaskGallery]) -> None:
+        """Look at the stored galleries of earlier tasks before training starts."""
+
+    def start_epoch(self, generator: torch.Generator) -> None:
+        """Take the generator that this epoch's draws come from."""
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute the terms of the loss by name; `total` is the one to minimise."""
+        raise TypeError(f"{type(self).__name__} has nothing to train")
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """Parameters in groups for the optimizer, each with its name and learning rate."""
+        return []
+
+    def trained_parameters(self) -> int:
+        """Count the parameters that train in this task."""
+        return self.retriever.trained_parameters(self.task)
+
+    def finish_task(self, features: TrainingFeatures | None) -> None:
+        """Update what is carried from task to task."""
+
+    def training_state(self) -> dict[str, Any]:
+        """What `loss` keeps from step to step, for a training that is taken up after an interruption."""
+        return {}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take back what `training_state` gave."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What is carried from task to task, as named tensors."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+
+    def align(self, text: Tensor, video: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Map pooled features (M, D) to where they meet class prototypes (C, D); None without prototypes."""
+        return None
+
+
+class AdapterMethod(Method):
+    """A method that trains adapters, with separate rates for attention and for scalars."""
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """One rate in task 1; from task 2 on, one for attention adapters and one for scalars and prototypes."""
+        train = self.config.train
+        attention, scalars = self.retriever.parameter_groups()
+        first = self.task == 1
+        groups = [
+            {"name": "attention", "params": attention, "lr": train.lr_first if first else train.lr_later},
+            {"name": "scalars", "params": scalars, "lr": train.lr_first if first else train.lr_scalars},
+        ]
+        return [group for group in groups if group["params"]]

@@ -1,0 +1,29 @@
+"""Plain fine-tuning of all of CLIP, the CLIP4Clip baseline with mean pooling (METHOD.md, section 7)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from structalign.method.base import Batch, Method
+from structalign.method.losses import contrastive
+
+
+class Finetune(Method):
+    """All of CLIP trains with the symmetric contrastive loss on global features."""
+
+    trains_clip: ClassVar[bool] = True
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """Put every trained weight into one group with the task's rate."""
+        rate = self.config.train.lr_first if self.task == 1 else self.config.train.lr_later
+        weights = [weight for weight in self.retriever.parameters() if weight.requires_grad]
+        return [{"name": "clip", "params": weights, "lr": rate}]
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Contrast the batch's global text and video features, each (B, D)."""
+        _, _, text = self.retriever.encode_text(batch.tokens, self.task)
+        _, video = self.retriever.encode_video(batch.pixels)
+        scl = contrastive(text, video, self.retriever.log_scale)
+        return {"scl": scl, "total": scl}

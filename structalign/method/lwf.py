@@ -1,0 +1,44 @@
+"""Learning without forgetting: fine-tuning that also imitates the previous model (METHOD.md, section 7)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from structalign.method.base import Batch, Teacher
+from structalign.method.finetune import Finetune
+from structalign.method.losses import contrastive, distillation
+
+
+class LwF(Finetune):
+    """Contrastive loss plus distillation from the model as the previous task left it."""
+
+    def teacher_kind(self, task: int) -> Teacher | None:
+        """There is something to remember from task 2 on."""
+        return "previous" if task > 1 and self.config.loss.distill_weight > 0 else None
+
+    def reference_tokens(self, batch: Batch) -> Tensor:
+        """Texts (B, L) that the teacher answers for: here the batch's own captions."""
+        return batch.tokens
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute scl, distill and their total for a batch of B pairs."""
+        _, _, text = self.retriever.encode_text(batch.tokens, self.task)  # [B,D]
+        _, video = self.retriever.encode_video(batch.pixels)  # [B,D]
+        scl = contrastive(text, video, self.retriever.log_scale)
+        if self.teacher is None:
+            return {"scl": scl, "total": scl}
+        distill = self._distill(batch, video)
+        return {"scl": scl, "distill": distill, "total": scl + self.config.loss.distill_weight * distill}
+
+    def _distill(self, batch: Batch, video: Tensor) -> Tensor:
+        """Current videos meet the teacher's texts as the teacher's own videos do."""
+        with torch.no_grad():
+            _, _, text = self.teacher.encode_text(self.reference_tokens(batch), max(1, self.task - 1))
+            _, taught = self.teacher.encode_video(batch.pixels)
+        scale = self.retriever.log_scale.exp()
+        text = normalize(text, dim=-1)  # [B,D]
+        student = scale * normalize(video, dim=-1) @ text.T  # [B,B]
+        teacher = scale * normalize(taught, dim=-1) @ text.T  # [B,B]
+        return distillation(student, teacher, self.config.loss.temperature)

@@ -1,0 +1,35 @@
+"""StableFusion, the CTVR benchmark's own method (METHOD.md, section 7): adapters and a cross-task loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from structalign.gallery import TaskGallery
+from structalign.method.base import AdapterMethod, Batch
+from structalign.method.losses import contrastive
+
+
+class StableFusion(AdapterMethod):
+    """Frame fusion and text experts, contrasted on global features, against stored galleries as well."""
+
+    def start_galleries(self, galleries: list[TaskGallery]) -> None:
+        """Keep the global features (S, D) of all earlier galleries as further negatives."""
+        self.stored = None
+        if galleries and self.config.loss.cross_task_weight > 0:
+            pooled = [normalize(gallery.frames.mean(dim=1), dim=-1) for gallery in galleries]
+            self.stored = torch.cat(pooled).to(self.retriever.device)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute scl, cross and their weighted total for a batch of B pairs."""
+        _, _, text = self.retriever.encode_text(batch.tokens, self.task)  # [B,D]
+        _, video = self.retriever.encode_video(batch.pixels)  # [B,D]
+        scl = contrastive(text, video, self.retriever.log_scale)
+        if self.stored is None:
+            return {"scl": scl, "total": scl}
+        share = self.config.loss.cross_task_weight
+        gallery = torch.cat([normalize(video, dim=-1), self.stored])  # [B+S,D]
+        logits = self.retriever.log_scale.exp() * normalize(text, dim=-1) @ gallery.T  # [B,B+S]
+        cross = cross_entropy(logits, torch.arange(len(text), device=logits.device))
+        return {"scl": scl, "cross": cross, "total": (1 - share) * scl + share * cross}

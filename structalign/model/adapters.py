@@ -1,0 +1,223 @@
+"""Adapters that stand in for the attention of a frozen CLIP block (METHOD.md, section 2).
+
+Each replaces a block's `nn.MultiheadAttention`, keeps its call, and holds it as `base`. Untouched, each gives
+exactly what the frozen attention gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear, scaled_dot_product_attention, softplus
+
+PROJECTIONS = ("q", "k", "v", "out")
+
+
+@dataclass
+class Context:
+    """What adapters need to know of the batch that passes through; the encoder sets it before each pass.
+
+    Attributes
+    ----------
+    num_frames : int
+        Frames per video, N.
+    end : Tensor, shape (T,)
+        Position of each text's end token.
+    prototype : Tensor, shape (width,), or None
+        The task prototype p_t; None for task 1, which bypasses the router.
+    """
+
+    num_frames: int = 1
+    end: Tensor | None = None
+    prototype: Tensor | None = None
+
+
+class FrameFusionAttention(nn.Module):
+    """Mix a frame's own attention with attention from a neighbouring frame.
+
+    (1 - a) * own + a * cross, with a learned scalar a that starts at 0. Cross takes keys and values from frame n
+    and queries from frame n-1 in even blocks (frame 0 queries itself), n+1 in odd ones (the last queries itself).
+    It starts as a copy of the block's own attention.
+
+    Parameters
+    ----------
+    base : MultiheadAttention
+        The frozen attention of the block.
+    block : int
+        Number of the block within the tower, from 0.
+    context : Context
+    """
+
+    def __init__(self, base: nn.MultiheadAttention, block: int, context: Context) -> None:
+        super().__init__()
+        self.base = base
+        self.cross = copy.deepcopy(base)
+        self.share = nn.Parameter(torch.zeros(1))
+        self.backward_looking = block % 2 == 0
+        self.context = context
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
+        """Attend within frames (B*N, P, W), and across neighbours."""
+        own = self.base(query, key, value, need_weights=False, attn_mask=attn_mask)[0]
+        cross = self.cross(self._neighbour(query), key, value, need_weights=False, attn_mask=attn_mask)[0]
+        return (1 - self.share) * own + self.share * cross, None
+
+    def _neighbour(self, tokens: Tensor) -> Tensor:
+        """Put the neighbouring frame's tokens in the place of each frame's: (B*N, P, W)."""
+        frames = tokens.unflatten(0, (-1, self.context.num_frames))  # [B,N,P,W]
+        if self.backward_looking:
+            shifted = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
+        else:
+            shifted = torch.cat([frames[:, 1:], frames[:, -1:]], dim=1)
+        return shifted.flatten(0, 1)
+
+
+class LowRank(nn.Module):
+    """A low-rank update of one projection: scale * B A x, with dropout on A's input.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Width of the projection's input and output.
+    rank : int
+    alpha : float
+        The update is scaled by alpha / rank.
+    dropout : float
+    """
+
+    def __init__(self, inputs: int, outputs: int, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        self.scale, self.dropout = alpha / rank, dropout
+        self.A = nn.Parameter(torch.empty(rank, inputs))
+        self.B = nn.Parameter(torch.zeros(outputs, rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map states (T, L, inputs) to the update (T, L, outputs)."""
+        hidden = linear(dropout(states, self.dropout, self.training), self.A)  # [T,L,r]
+        return self.scale * linear(hidden, self.B)
+
+
+class LowRankExperts(nn.Module):
+    """A mixture of low-rank updates: one A, E matrices B_e, and a router that weighs them per text.
+
+    The router sees the end token's vector in the projection's own input, plus the task prototype. In training,
+    Gaussian noise of standard deviation softplus(linear(.)) + 0.01 is added to its logits; the softmax over the
+    `top_k` highest gives the gates. Without a prototype (task 1) expert 1 answers alone.
+
+    Parameters
+    ----------
+    inputs, outputs, rank, alpha, dropout
+        As for `LowRank`.
+    experts : int
+    top_k : int
+    context : Context
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        experts: int,
+        top_k: int,
+        context: Context,
+    ) -> None:
+        super().__init__()
+        self.scale, self.dropout, self.top_k = alpha / rank, dropout, top_k
+        self.context = context
+        self.A = nn.Parameter(torch.empty(rank, inputs))
+        self.B = nn.Parameter(torch.zeros(experts, outputs, rank))
+        self.router = nn.Linear(inputs, experts, bias=False)
+        self.noise = nn.Linear(inputs, experts, bias=False)
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        nn.init.zeros_(self.noise.weight)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map states (T, L, inputs) to the mixed update (T, L, outputs)."""
+        hidden = linear(dropout(states, self.dropout, self.training), self.A)  # [T,L,r]
+        if self.context.prototype is None:
+            return self.scale * linear(hidden, self.B[0])
+        gates = self.gates(states)  # [T,E]
+        # Mixing the small matrices first makes one batched product of what would be E full-size updates.
+        mixed = (gates @ self.B.flatten(1)).view(len(states), *self.B.shape[1:])  # [T,out,r]
+        return self.scale * torch.bmm(hidden, mixed.transpose(1, 2))
+
+    def gates(self, states: Tensor) -> Tensor:
+        """Weigh the experts for each text: (T, E), `top_k` of them above 0, summing to 1."""
+        rows = torch.arange(len(states), device=states.device)
+        seen = states[rows, self.context.end] + self.context.prototype  # [T,inputs]
+        logits = self.router(seen)  # [T,E]
+        if self.training:
+            logits = logits + torch.randn_like(logits) * (softplus(self.noise(seen)) + 0.01)
+        best, which = logits.topk(self.top_k, dim=-1)  # [T,k]
+        return torch.zeros_like(logits).scatter(-1, which, best.softmax(dim=-1).to(logits.dtype))
+
+    @torch.no_grad()
+    def copy_first_expert(self) -> None:
+        """Hand what expert 1 learnt in task 1 to all others."""
+        self.B.copy_(self.B[:1].expand_as(self.B))
+
+
+class LowRankAttention(nn.Module):
+    """The frozen attention with updates on some of its projections.
+
+    Parameters
+    ----------
+    base : MultiheadAttention
+        The frozen attention of the block; batch first, with packed q, k, v.
+    projections : iterable of str
+        Which of q, k, v, out get an update.
+    make : callable
+        Makes an update for a given input and output width.
+    """
+
+    def __init__(
+        self,
+        base: nn.MultiheadAttention,
+        projections: Iterable[str],
+        make: Callable[[int, int], nn.Module],
+    ) -> None:
+        super().__init__()
+        self.base = base
+        width = base.embed_dim
+        self.updates = nn.ModuleDict({name: make(width, width) for name in projections})
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
+        """Attend within sequences (T, L, W); `query`, `key` and `value` are the same tensor."""
+        packed = linear(query, self.base.in_proj_weight, self.base.in_proj_bias)  # [T,L,3W]
+        parts = dict(zip("qkv", packed.chunk(3, dim=-1), strict=True))
+        for name in "qkv":
+            if name in self.updates:
+                parts[name] = parts[name] + self.updates[name](query)
+        heads = {name: self._split(part) for name, part in parts.items()}  # [T,H,L,W/H]
+        mixed = scaled_dot_product_attention(heads["q"], heads["k"], heads["v"], attn_mask=attn_mask)
+        mixed = mixed.transpose(1, 2).flatten(2)  # [T,L,W]
+        result = self.base.out_proj(mixed)
+        if "out" in self.updates:
+            result = result + self.updates["out"](mixed)
+        return result, None
+
+    def _split(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.base.num_heads, -1)).transpose(1, 2)

@@ -1,0 +1,96 @@
+"""A stand-in for CLIP: a tiny one, trained once on still images of the built-in benchmark.
+
+It learns colours, shapes and backgrounds as they look in white light, and no word of motion, so that a benchmark's
+worlds and movements are news to it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from structalign.data.shapes import stills
+from structalign.log import progress
+from structalign.model.backbone import CLIP_LOG_SCALE, ClipInfo, end_positions, project_text, text_states
+from structalign.seeding import derive_seed, seed_everything
+
+BATCH = 128
+RATE = 1.5e-3
+ARCHITECTURE = Path(__file__).with_name("tiny_clip.json")
+
+
+def tiny_backbone(seed: int, steps: int) -> tuple[nn.Module, ClipInfo]:
+    """Train the tiny CLIP.
+
+    Parameters
+    ----------
+    seed : int
+    steps : int
+        Optimizer steps, on new images each.
+
+    Returns
+    -------
+    clip : Module
+        An open_clip model.
+    info : ClipInfo
+    """
+    from open_clip.model import CLIP
+    from open_clip.tokenizer import SimpleTokenizer
+
+    info = ClipInfo("tiny", json.loads(ARCHITECTURE.read_text(encoding="utf-8")), [0.5] * 3, [0.5] * 3)
+    seed_everything(seed, 0, 3)
+    random = np.random.default_rng(derive_seed(seed, 0, 4))
+    clip = CLIP(**info.model)
+    tokenizer = SimpleTokenizer(context_length=info.context_length)
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_factor(step, steps))
+    for _ in progress(range(steps), desc="tiny CLIP", unit="step"):
+        images, captions, match = stills(BATCH, info.image_size, random)
+        tokens = tokenizer(captions)
+        loss = _loss(clip, _pixels(images), tokens, torch.from_numpy(match))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(max=CLIP_LOG_SCALE)
+    return clip.eval().requires_grad_(False), info
+
+
+def _rate_factor(step: int, steps: int) -> float:
+    """Warm up over a tenth of the steps, then fall to 0 along half a cosine."""
+    warmup = max(1, steps // 10)
+    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _pixels(images: np.ndarray) -> Tensor:
+    """Normalise uint8 images (B, H, W, 3) to [-1, 1]: (B, 3, H, W)."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _loss(clip: nn.Module, pixels: Tensor, tokens: Tensor, match: Tensor) -> Tensor:
+    """Contrast images and captions; a caption is a positive of every image that it is true of.
+
+    `match` (B, B) marks those: row i for image i, column j for caption j.
+    """
+    images = normalize(clip.encode_image(pixels), dim=-1)  # [B,D]
+    texts = normalize(_encode_short(clip, tokens), dim=-1)  # [B,D]
+    logits = clip.logit_scale.exp() * images @ texts.T  # [B,B]
+    target = match.float()
+    rows = target / target.sum(dim=1, keepdim=True)
+    columns = target.T / target.T.sum(dim=1, keepdim=True)
+    return cross_entropy(logits, rows) + cross_entropy(logits.T, columns)
+
+
+def _encode_short(clip: nn.Module, tokens: Tensor) -> Tensor:
+    """Encode texts without the padding that all of them share."""
+    tokens = tokens[:, : int(end_positions(tokens).max()) + 1]
+    states = text_states(clip, tokens)  # [B,L,W]
+    return project_text(clip, states[torch.arange(len(tokens)), end_positions(tokens)])

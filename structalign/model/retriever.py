@@ -1,0 +1,292 @@
+"""The retriever: a frozen CLIP, its adapters, and what of it trains in which task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from structalign.config import ModelConfig
+from structalign.errors import UserError
+from structalign.model.adapters import (
+    PROJECTIONS,
+    Context,
+    FrameFusionAttention,
+    LowRank,
+    LowRankAttention,
+    LowRankExperts,
+)
+from structalign.model.backbone import (
+    CLIP_LOG_SCALE,
+    ClipInfo,
+    end_positions,
+    mismatch,
+    project_text,
+    text_states,
+    text_tower,
+    word_mask,
+)
+
+Trainable = Literal["adapters", "all"]
+
+
+class Retriever(nn.Module):
+    """Encodes videos into frame features and texts into word features, in CLIP's joint space.
+
+    Parameters
+    ----------
+    clip : Module
+        An open_clip model; it is taken over, not copied.
+    info : ClipInfo
+    model : ModelConfig
+        Which adapters, and how large.
+    num_tasks : int
+        How many task prototypes to provide, K.
+    seed : int
+        Seeds the adapters' start.
+    trainable : {"adapters", "all"}
+        "all": CLIP itself trains, except for its logit scale, and belongs to the state.
+
+    Raises
+    ------
+    UserError
+        Where the model has no room for the adapters that are asked for.
+    """
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        info: ClipInfo,
+        model: ModelConfig,
+        num_tasks: int,
+        seed: int,
+        trainable: Trainable = "adapters",
+    ) -> None:
+        super().__init__()
+        self.clip, self.info, self.model, self.trainable = clip, info, model, trainable
+        self.context = Context()
+        self._tokenizer = None
+        self.register_buffer("log_scale", torch.tensor(CLIP_LOG_SCALE), persistent=False)
+        self.register_buffer("mean", torch.tensor(info.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(info.std).view(3, 1, 1), persistent=False)
+        frozen = {id(weight) for weight in clip.parameters()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._attach_vision()
+            self._attach_text(num_tasks)
+        self._adapter_names = [name for name, weight in self.named_parameters() if id(weight) not in frozen]
+        self.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.log_scale.device
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the joint space, D."""
+        return self.info.model["embed_dim"]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the frames that the model sees."""
+        return self.info.image_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens; the last two are the start and the end token."""
+        return text_tower(self.clip).vocab_size
+
+    def _attach_vision(self) -> None:
+        kind, layers = self.model.vision_adapter, self.model.adapter_layers
+        if kind == "none":
+            return
+        blocks = self._blocks(self.clip.visual, "vision_adapter")
+        if layers > len(blocks):
+            raise UserError(
+                f"model.adapter_layers = {layers}: {self.info.name} has {len(blocks)} vision blocks"
+            )
+        make = partial(
+            LowRank, rank=self.model.vision_rank, alpha=self.model.lora_alpha, dropout=self.model.dropout
+        )
+        for number in range(len(blocks) - layers, len(blocks)):
+            base = blocks[number].attn
+            if kind == "frame_fusion":
+                blocks[number].attn = FrameFusionAttention(base, number, self.context)
+            else:
+                blocks[number].attn = LowRankAttention(base, "qkv", make)
+
+    def _attach_text(self, num_tasks: int) -> None:
+        kind, model = self.model.text_adapter, self.model
+        self.prototypes = nn.ParameterList()
+        if kind == "none":
+            return
+        blocks = self._blocks(text_tower(self.clip), "text_adapter")
+        sizes = {"rank": model.rank, "alpha": model.lora_alpha, "dropout": model.dropout}
+        if kind == "experts":
+            make = partial(
+                LowRankExperts, **sizes, experts=model.experts, top_k=model.top_k, context=self.context
+            )
+            width = blocks[0].attn.embed_dim
+            self.prototypes.extend(nn.Parameter(torch.randn(width) * 0.02) for _ in range(num_tasks))
+        else:
+            make = partial(LowRank, **sizes)
+        for block in blocks:
+            block.attn = LowRankAttention(block.attn, PROJECTIONS, make)
+
+    def _blocks(self, tower: nn.Module, key: str) -> nn.ModuleList:
+        """The residual blocks of a tower whose attention an adapter can take the place of."""
+        blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
+        if blocks is None or not isinstance(blocks[0].attn, nn.MultiheadAttention):
+            kind = getattr(self.model, key)
+            raise UserError(
+                f"model.{key} = {kind!r}: {self.info.name} has no such blocks; `none` or a plain ViT"
+            )
+        return blocks
+
+    def _experts(self) -> Iterator[LowRankExperts]:
+        return (module for module in self.modules() if isinstance(module, LowRankExperts))
+
+    # Encoding
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Turn texts into tokens (T, L), L as long as the longest of them needs."""
+        if self._tokenizer is None:
+            from open_clip.tokenizer import SimpleTokenizer
+
+            self._tokenizer = SimpleTokenizer(context_length=self.info.context_length)
+        tokens = self._tokenizer(list(texts))
+        return tokens[:, : int(end_positions(tokens).max()) + 1]
+
+    def word_pieces(self, text: str) -> list[str]:
+        """Spell out the tokens of a text, one string for each that `word_mask` marks."""
+        tokens = self.tokenize([text])
+        words = tokens[word_mask(tokens)].tolist()
+        return [self._tokenizer.decode([word]).strip() for word in words]
+
+    @staticmethod
+    def word_mask(tokens: Tensor) -> Tensor:
+        """Mark the words (T, L): neither start nor end token nor padding."""
+        return word_mask(tokens)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Scale uint8 pixels (..., 3, H, W) to what CLIP was trained on."""
+        return (pixels.float() / 255 - self.mean) / self.std
+
+    def encode_video(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode videos frame by frame.
+
+        Parameters
+        ----------
+        pixels : Tensor, shape (B, N, 3, H, W)
+            uint8, or floats that `normalise` has been applied to.
+
+        Returns
+        -------
+        frames : Tensor, shape (B, N, D)
+            Each frame's CLS token, projected; not L2-normalised.
+        global_ : Tensor, shape (B, D)
+            Their mean.
+        """
+        if pixels.dtype == torch.uint8:
+            pixels = self.normalise(pixels)
+        self.context.num_frames = pixels.shape[1]
+        features = self.clip.encode_image(pixels.flatten(0, 1))  # [B*N,D]
+        frames = features.unflatten(0, pixels.shape[:2])  # [B,N,D]
+        return frames, frames.mean(dim=1)
+
+    def encode_text(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode texts as one task reads them.
+
+        Parameters
+        ----------
+        tokens : Tensor, shape (T, L), int64
+        task : int
+            Whose prototype steers the router; task 1 has none and is read by expert 1.
+
+        Returns
+        -------
+        words : Tensor, shape (T, L, D)
+            Token states, projected; not L2-normalised.
+        mask : Tensor, shape (T, L), bool
+            True where there is a word.
+        global_ : Tensor, shape (T, D)
+            The end token's state, projected; not L2-normalised.
+        """
+        end = end_positions(tokens)
+        self.context.end = end
+        self.context.prototype = self.prototypes[task - 1] if task > 1 and len(self.prototypes) else None
+        states = text_states(self.clip, tokens)  # [T,L,W]
+        words = project_text(self.clip, states)  # [T,L,D]
+        # Projected on its own, as CLIP does, so that untouched adapters give CLIP's very bits.
+        global_ = project_text(
+            self.clip, states[torch.arange(len(tokens), device=tokens.device), end]
+        )  # [T,D]
+        return words, word_mask(tokens), global_
+
+    # Training
+
+    def prepare_task(self, task: int) -> None:
+        """Choose what has gradients: in task 1 A and B_1, later A, all B, router and p_t; vision adapters always."""
+        self.requires_grad_(False)
+        if self.trainable == "all":
+            self.clip.requires_grad_(True)
+            self.clip.logit_scale.requires_grad_(False)
+            return
+        own = f"prototypes.{task - 1}"
+        later = ("router.weight", "noise.weight")
+        for name, weight in self.named_parameters():
+            if name not in self._adapter_names:
+                continue
+            if name.startswith("prototypes."):
+                weight.requires_grad_(name == own and task > 1)
+            else:
+                weight.requires_grad_(task > 1 or not name.endswith(later))
+
+    def finish_task(self, task: int) -> None:
+        """Close a task: when task 1 ends, its expert is copied into every other."""
+        if task == 1:
+            for experts in self._experts():
+                experts.copy_first_expert()
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Split what trains into attention adapters, and scalars a with task prototypes p."""
+        attention, scalars = [], []
+        for name, weight in self.named_parameters():
+            if weight.requires_grad:
+                scalar = name.startswith("prototypes.") or name.endswith("attn.share")
+                (scalars if scalar else attention).append(weight)
+        return attention, scalars
+
+    def trained_parameters(self, task: int) -> int:
+        """Count what trains in a task; of the experts only the first does in task 1."""
+        count = sum(weight.numel() for weight in self.parameters() if weight.requires_grad)
+        if task == 1:
+            count -= sum(experts.B[1:].numel() for experts in self._experts() if experts.B.requires_grad)
+        return count
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: the adapters, or all of CLIP where it trains."""
+        weights = dict(self.named_parameters())
+        if self.trainable == "all":
+            return {name: weight for name, weight in weights.items() if name.startswith("clip.")}
+        return {name: weights[name] for name in self._adapter_names}
+
+    @torch.no_grad()
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `trained_state` gave.
+
+        Raises
+        ------
+        UserError
+            Where names or shapes differ: the checkpoint comes from another model.
+        """
+        own = self.trained_state()
+        problem = mismatch(own, state)
+        if problem:
+            raise UserError(f"checkpoint of another model, or of other model.* parameters: {problem}")
+        for name, weight in own.items():
+            weight.copy_(state[name])

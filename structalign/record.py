@@ -1,0 +1,142 @@
+"""The record of a run: `metrics/task-NN/`, everything measured up to task NN.
+
+It grows along the chain, so that the report needs the last one alone:
+
+- `recall.json`: the tasks, and a row of metrics for each task learnt so far;
+- `features.safetensors`: class means, drift and sample points (`diagnostics.diagnose`);
+- `loss.csv`: the loss curves of all tasks so far;
+- `cost.json`: what training each task took. Seconds differ from run to run, so they stay out of `recall.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from structalign import metrics
+from structalign.checkpoint import load_tensors, save_tensors
+from structalign.config import Config
+from structalign.data.split import TaskSplit
+from structalign.evaluate import Ranking, recall_over_all, recall_within_task, video_to_text
+from structalign.files import atomic_write_json, atomic_write_text, read_json
+from structalign.gallery import TaskGallery, fingerprint
+from structalign.method.etf import geometry
+
+
+@dataclass
+class Record:
+    """What the files of `metrics/task-NN/` hold.
+
+    Attributes
+    ----------
+    recall : dict
+        Facts of the run, `tasks`, and `rows`: metrics after each task.
+    features : dict of Tensor
+        The diagnostics after the last task.
+    loss : str
+        Loss curves as CSV, header included.
+    cost : list of dict
+        Seconds, steps, trained parameters and peak memory, per task.
+    """
+
+    recall: dict[str, Any]
+    features: dict[str, Tensor]
+    loss: str
+    cost: list[dict[str, Any]]
+
+    @classmethod
+    def empty(cls) -> Record:
+        """Make the record before the first task."""
+        return cls(recall={"tasks": [], "rows": []}, features={}, loss="", cost=[])
+
+    @classmethod
+    def load(cls, folder: Path) -> Record:
+        """Read a record; a missing or damaged file is a `UserError`."""
+        return cls(
+            recall=read_json(folder / "recall.json"),
+            features=load_tensors(folder / "features.safetensors"),
+            loss=(folder / "loss.csv").read_text(encoding="utf-8"),
+            cost=read_json(folder / "cost.json"),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the record into an existing folder."""
+        atomic_write_json(folder / "recall.json", self.recall)
+        save_tensors(self.features, folder / "features.safetensors")
+        atomic_write_text(folder / "loss.csv", self.loss)
+        atomic_write_json(folder / "cost.json", self.cost)
+
+    def add_training(self, curve: Path, cost: Path) -> None:
+        """Append what training a task left: its loss curve and its cost."""
+        lines = curve.read_text(encoding="utf-8").splitlines(keepends=True)
+        self.loss += "".join(lines[1:] if self.loss else lines)
+        self.cost.append(read_json(cost))
+
+    def add_evaluation(
+        self,
+        config: Config,
+        split: TaskSplit,
+        galleries: list[TaskGallery],
+        ranking: Ranking,
+        features: dict[str, Tensor],
+    ) -> dict[str, Any]:
+        """Append the evaluation after a task and return its row of metrics."""
+        newest = galleries[-1]
+        entry = {
+            "task": split.task,
+            "categories": len(split.categories),
+            "category_names": [category.name for category in split.categories],
+            "queries": len(newest.queries),
+            "videos": len(newest.clips),
+            "missing": len(split.missing),
+        }
+        tasks = [*self.recall["tasks"], entry]
+        row = metrics_row(ranking, tasks, self.recall["rows"], features)
+        facts = {
+            "method": config.method.name,
+            "variant": config.variant,
+            "data": config.data.name,
+            "protocol": config.data.protocol,
+            "K": config.K,
+            "seed": config.seed,
+            "select": config.train.select,
+            "data_fingerprint": fingerprint(galleries),
+        }
+        self.recall = {**facts, "tasks": tasks, "rows": [*self.recall["rows"], row]}
+        self.features = features
+        return row
+
+
+def metrics_row(
+    ranking: Ranking,
+    tasks: list[dict[str, Any]],
+    earlier: list[dict[str, Any]],
+    features: dict[str, Tensor],
+) -> dict[str, Any]:
+    """Metrics after the last of `tasks`; percentages, and ranks from 1 (METHOD.md, section 5)."""
+    within = [{"task": entry["task"], **recall_within_task(ranking, entry["task"])} for entry in tasks]
+    accuracy = [entry["r1"] for entry in within]
+    matrix = [row["A"] for row in earlier] + [accuracy]
+    weights = [entry["categories"] for entry in tasks]
+    return {
+        "after": len(tasks),
+        **recall_over_all(ranking),
+        "v2t": video_to_text(ranking),
+        "bwf": metrics.backward_forgetting(matrix, weights),
+        "A": accuracy,
+        "task": within,
+        "geometry": class_geometry(features),
+    }
+
+
+def class_geometry(features: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """How close class means are to a simplex ETF: projected where the method has projections, else as they are."""
+    result = {}
+    for modality in ("text", "video"):
+        means = features.get(f"{modality}/aligned", features.get(f"{modality}/current"))
+        if means is not None and len(means) > 1:
+            result[modality] = geometry(means)
+    return result

@@ -1,0 +1,99 @@
+"""Resume a task that was interrupted, from its last finished epoch.
+
+The resume file lies outside DVC's outputs (DVC deletes those of a stage that it runs again) and is named by a
+fingerprint of everything that the training depends on, so that any change starts afresh. It is written
+atomically and removed when the task is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from structalign.config import Config
+from structalign.files import atomic_write
+from structalign.log import log
+
+
+def fingerprint(config: Config, task: int) -> str:
+    """Hash the parameters, code, data and weights that training a task reads.
+
+    Parameters
+    ----------
+    config : Config
+        Only sections that `stages/train.py` reads count; `machine` does not.
+    task : int
+        The task, from 1.
+    """
+    sections = ("K", "seed", "method", "model", "similarity", "etf", "loss", "train")
+    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json", include=set(sections)), sort_keys=True).encode())
+    previous = f"{task - 1:02d}"
+    inputs = [Path(f"data/split/task-{task:02d}.json"), Path("data/frames/index.json")]
+    folders = [Path("structalign"), Path("models/clip"), Path(f"models/task-{previous}")]
+    if config.method.name == "stablefusion" or config.train.select == "best_on_test":
+        folders.append(Path(f"data/gallery/after-{previous}"))
+    for folder in folders:
+        inputs += sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    for path in inputs:
+        digest.update(str(path).encode())
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    for line in _shard_checksums(sorted(Path("data/frames").glob("*.zip"))):
+        digest.update(line.encode())
+    return digest.hexdigest()[:20]
+
+
+def _shard_checksums(shards: Iterable[Path]) -> Iterable[str]:
+    """Checksums that the shards' own directories hold: all frames count, and none need be read."""
+    for shard in shards:
+        with zipfile.ZipFile(shard) as archive:
+            for entry in archive.infolist():
+                yield f"{shard.name}/{entry.filename}:{entry.CRC:08x}"
+
+
+def resume_folder() -> Path:
+    """`.cache/resume` of the project; a run in one of DVC's temporary copies uses that of the project itself."""
+    here = Path.cwd()
+    for parent in here.parents:
+        if here.is_relative_to(parent / ".dvc" / "tmp" / "exps"):
+            return parent / ".cache" / "resume"
+    return here / ".cache" / "resume"
+
+
+class ResumeFile:
+    """The state of training after its last finished epoch.
+
+    Parameters
+    ----------
+    name : str
+        `fingerprint` of the training.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.path = resume_folder() / f"{name}.pt"
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace what was saved before by `state`: tensors, numbers, strings, lists and dicts."""
+        with atomic_write(self.path) as stream:
+            torch.save(state, stream)
+
+    def load(self) -> dict[str, Any] | None:
+        """Give back what was saved, or None; a damaged file is put aside with a warning."""
+        try:
+            return torch.load(self.path, weights_only=True, map_location="cpu")
+        except FileNotFoundError:
+            return None
+        except (RuntimeError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            log.warning(f"{self.path}: cannot resume from it ({' '.join(str(error).split())}); starting afresh")
+            self.remove()
+            return None
+
+    def remove(self) -> None:
+        """Forget what was saved: the task is done."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,105 @@
+"""Ask a trained system: rank the stored gallery for a query, and show what matched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from structalign.checkpoint import Checkpoint
+from structalign.config import Config
+from structalign.data.manifest import read_manifest, raw_folder
+from structalign.encode import encode_texts
+from structalign.errors import UserError
+from structalign.evaluate import query_scores
+from structalign.gallery import TaskGallery, load_galleries
+from structalign.learner import Learner
+from structalign.record import Record
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One retrieved video.
+
+    Attributes
+    ----------
+    rank : int
+        From 1.
+    clip : str
+        Its id.
+    score : float
+        Fused score; comparable within one query only.
+    category : str
+    task : int
+        The task that brought it.
+    caption : str
+        Its first caption.
+    matches : list of (str, int)
+        Words of the query with the position of the frame that each matches best.
+    """
+
+    rank: int
+    clip: str
+    score: float
+    category: str
+    task: int
+    caption: str
+    matches: list[tuple[str, int]]
+
+
+class SearchIndex:
+    """The galleries as stored after a task, and the model as it was then.
+
+    Parameters
+    ----------
+    config : Config
+        Those that the checkpoint was trained with.
+    after : int
+        The task, from 1.
+    """
+
+    def __init__(self, config: Config, after: int) -> None:
+        if not 1 <= after <= config.K:
+            raise UserError(f"--after {after}: tasks go from 1 to {config.K}")
+        checkpoint = Checkpoint.load(Path(f"models/task-{after:02d}"))
+        record = Record.load(Path(f"metrics/task-{after:02d}"))
+        self.config, self.after = config, after
+        self.galleries = load_galleries(Path(f"data/gallery/after-{after:02d}"))
+        self.categories = checkpoint.categories
+        count = max(len(self.categories), int(record.features["classes"].max()) + 1)
+        self.learner = Learner(config, count, checkpoint)
+        self.captions = {clip.id: clip.captions[0] for clip in read_manifest(raw_folder(config) / "manifest.jsonl")}
+
+    def search(self, query: str, top: int) -> list[Hit]:
+        """Rank all videos of tasks 1..after for a query; the best `top` come back."""
+        if not query.strip():
+            raise UserError("the query is empty; say what the video should show")
+        retriever = self.learner.retriever
+        scores = query_scores(retriever, [query], self.galleries, self.config.similarity)[0]  # [V]
+        places = [(gallery, position) for gallery in self.galleries for position in range(len(gallery.clips))]
+        best = scores.argsort(descending=True, stable=True)[:top].tolist()
+        return [self._hit(query, rank, *places[place], float(scores[place])) for rank, place in enumerate(best, 1)]
+
+    def _hit(self, query: str, rank: int, gallery: TaskGallery, position: int, score: float) -> Hit:
+        clip = gallery.clips[position]
+        return Hit(
+            rank=rank,
+            clip=clip,
+            score=score,
+            category=self.categories[gallery.category[position]],
+            task=gallery.task,
+            caption=self.captions.get(clip, ""),
+            matches=self._matches(query, gallery.task, gallery.frames[position]),
+        )
+
+    def _matches(self, query: str, task: int, frames: Tensor) -> list[tuple[str, int]]:
+        """Find the frame (of N) that each token of the query matches best."""
+        retriever = self.learner.retriever
+        with torch.inference_mode():
+            words, mask, _ = next(encode_texts(retriever, [query], task))  # [1,L,D], [1,L]
+        cosine = normalize(words[0][mask[0]].float().cpu(), dim=-1) @ normalize(frames, dim=-1).T  # [L,N]
+        pieces = retriever.word_pieces(query)
+        return list(zip(pieces, cosine.argmax(dim=1).tolist(), strict=False))

@@ -1,0 +1,21 @@
+"""Every random number follows from the one seed in `params.yaml`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def derive_seed(seed: int, *path: int) -> int:
+    """Mix the seed with a path (task, epoch, ...) into an independent one, the same on every machine."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def generator(seed: int, *path: int) -> torch.Generator:
+    """Make a CPU generator seeded by `derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(seed, *path))
+
+
+def seed_everything(seed: int, *path: int) -> None:
+    """Seed torch's own generators (dropout, router noise), on all devices."""
+    torch.manual_seed(derive_seed(seed, *path))
