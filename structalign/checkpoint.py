@@ -69,7 +69,8 @@ class Checkpoint:
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors (moved to the CPU, in sorted order: same tensors, same bytes) as safetensors."""
-    save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path)
+    # Cloned, because safetensors refuses names that share memory.
+    save_file({name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}, path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

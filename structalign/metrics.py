@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from structalign.errors import UserError
+
 CUTOFFS = (1, 5, 10)
 
 
@@ -24,22 +26,45 @@ def ranks(similarity: Tensor, target: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (Q,), int64
-        How many columns score at least as high as the target, itself included.
+        How many columns score at least as high as the target, itself included. Rows do not depend on each
+        other, so a large matrix may come a few queries at a time.
 
     Raises
     ------
-    ValueError
-        Where a score is not a number: no rank can be given.
+    UserError
+        Where a score is not a number, so that no rank can be given, or a target is no column.
     """
-    if torch.isnan(similarity).any():
-        raise ValueError("scores hold NaN; a feature or a weight is broken")
+    similarity, target = _checked(similarity, target)
     own = similarity.gather(1, target[:, None])  # [Q,1]
     return (similarity >= own).sum(dim=1)
 
 
+def _checked(similarity: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (Q, V) and targets (Q,) as tensors (arrays are taken as well), fit to be ranked."""
+    similarity = torch.as_tensor(similarity)
+    target = torch.as_tensor(target, device=similarity.device).long()
+    broken = torch.isnan(similarity)
+    if broken.any():
+        query, video = broken.nonzero()[0].tolist()
+        raise UserError(
+            f"scores: NaN for query {query} and gallery video {video} ({int(broken.sum())} in all): "
+            "a feature or a weight is broken"
+        )
+    queries, videos = similarity.shape
+    if target.shape != (queries,):
+        raise UserError(f"targets: expected one for each of {queries} queries, found shape {tuple(target.shape)}")
+    outside = (target < 0) | (target >= videos)
+    if outside.any():
+        query = int(outside.nonzero()[0])
+        raise UserError(f"target of query {query} is {int(target[query])}: must be 0 to {videos - 1}")
+    return similarity, target
+
+
 def recall_from_ranks(rank: Tensor) -> dict[str, float]:
     """Recall at 1, 5 and 10 in percent, median and mean rank, from ranks (Q,) that count from 1."""
-    values = rank.double().numpy()
+    values = torch.as_tensor(rank).double().cpu().numpy()
+    if not values.size:
+        raise UserError("recall: there are no queries to rank")
     recalls = {f"r{cutoff}": float((values <= cutoff).mean() * 100) for cutoff in CUTOFFS}
     return {**recalls, "medr": float(np.median(values)), "meanr": float(values.mean())}
 
@@ -63,6 +88,9 @@ def recall(similarity: Tensor, target: Tensor) -> dict[str, float]:
 def video_to_text_recall(similarity: Tensor, target: Tensor) -> dict[str, float]:
     """Recall with videos as queries: a video is found where the best of its captions ranks.
 
+    That rank is 1 + the number of other videos' captions that score at least as high: captions of one video never
+    stand in each other's way, even where two of them are the same.
+
     Parameters
     ----------
     similarity : Tensor, shape (Q, V)
@@ -70,14 +98,14 @@ def video_to_text_recall(similarity: Tensor, target: Tensor) -> dict[str, float]
     target : Tensor, shape (Q,), int64
         The video that each text describes. Videos without a text are left out.
     """
-    best = torch.full((similarity.shape[1],), torch.inf, dtype=torch.float64)
-    for start in range(0, len(target), 256):  # texts compared at a time, so that memory stays bounded
-        rows = slice(start, start + 256)
-        columns = similarity[:, target[rows]]  # [Q,b]
-        own = similarity[rows].gather(1, target[rows][:, None]).T  # [1,b]
-        rank = (columns >= own).sum(dim=0).double()  # [b]
-        best.scatter_reduce_(0, target[rows], rank, "amin")
-    return recall_from_ranks(best[best.isfinite()])
+    similarity, target = _checked(similarity, target)
+    rank = []
+    for videos in target.unique().split(256):  # compared at a time, so that memory stays bounded
+        columns = similarity[:, videos]  # [Q,v]
+        own = target[:, None] == videos  # [Q,v]
+        best = columns.masked_fill(~own, -torch.inf).amax(dim=0)  # [v]
+        rank.append(1 + ((columns >= best) & ~own).sum(dim=0))
+    return recall_from_ranks(torch.cat(rank) if rank else target)
 
 
 def backward_forgetting(accuracy: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> float:
@@ -91,28 +119,51 @@ def backward_forgetting(accuracy: Sequence[Sequence[float]], weights: Sequence[f
     accuracy : sequence of rows
         A[t][j]: accuracy on task j after task t. Only the lower triangle is used, so rows may be ragged.
     weights : sequence of float, optional
-        c_j, the number of categories of each task; equal by default.
+        c_j, the number of categories of each task, at least t - 1 of them; equal by default.
+
+    Raises
+    ------
+    UserError
+        Where there are no rows, a row is too short, a number in use is not finite, or the weights do not fit.
     """
-    return _weighted([accuracy[j][j] - accuracy[-1][j] for j in range(len(accuracy) - 1)], weights)
+    rows = _lower_triangle(accuracy)
+    return _weighted([rows[j][j] - last for j, last in enumerate(rows[-1][:-1])], weights)
 
 
-def backward_transfer(accuracy: Sequence[Sequence[float]]) -> float:
+def backward_transfer(accuracy: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> float:
     """BWT (Lopez-Paz and Ranzato, 2017): mean over j < t of A[t, j] - A[j, j]. Higher is better."""
-    return -backward_forgetting(accuracy)
+    return 0.0 - backward_forgetting(accuracy, weights)
 
 
-def max_forgetting(accuracy: Sequence[Sequence[float]]) -> float:
+def max_forgetting(accuracy: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> float:
     """Forgetting (Chaudhry et al., 2018): loss since the best accuracy a task ever had, not since it was learnt.
 
     The mean over j < t of max over l in j..t-1 of A[l, j], minus A[t, j]. Lower is better.
     """
-    last = len(accuracy) - 1
-    return _weighted(
-        [max(accuracy[t][j] for t in range(j, last)) - accuracy[-1][j] for j in range(last)], None
-    )
+    rows = _lower_triangle(accuracy)
+    return _weighted([max(row[j] for row in rows[j:-1]) - last for j, last in enumerate(rows[-1][:-1])], weights)
+
+
+def _lower_triangle(accuracy: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Copy the first i + 1 entries of each row i, checked."""
+    if not len(accuracy):
+        raise UserError("A has no rows; there is one after every task")
+    rows = []
+    for i, row in enumerate(accuracy):
+        if len(row) <= i:
+            raise UserError(f"A: row {i + 1} has {len(row)} entries, one for each of {i + 1} tasks is needed")
+        rows.append([float(row[j]) for j in range(i + 1)])
+        if not np.isfinite(rows[-1]).all():
+            raise UserError(f"A: row {i + 1} holds {rows[-1]}; all up to the diagonal must be finite numbers")
+    return rows
 
 
 def _weighted(losses: list[float], weights: Sequence[float] | None) -> float:
     if not losses:
         return 0.0
-    return float(np.average(losses, weights=None if weights is None else list(weights)[: len(losses)]))
+    shares = np.ones(len(losses)) if weights is None else np.asarray(weights, dtype=float)[: len(losses)]
+    if len(shares) < len(losses) or not (np.isfinite(shares) & (shares >= 0)).all() or not shares.any():
+        raise UserError(
+            f"weights of tasks are {shares.tolist()}: {len(losses)} numbers of at least 0 are needed, not all 0"
+        )
+    return float(np.average(losses, weights=shares))

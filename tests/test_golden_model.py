@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from structalign.errors import UserError
@@ -34,9 +35,7 @@ def settings(shared: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def weights(golden: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix("weights/"): value for name, value in golden.items() if name.startswith("weights/")
-    }
+    return {name.removeprefix("weights/"): value for name, value in golden.items() if name.startswith("weights/")}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +84,45 @@ def test_checkpoint_file_with_projections(
     with torch.no_grad():
         _, global_ = released.retriever().eval().encode_video(golden["model/pixels"])
     torch.testing.assert_close(global_, golden["model/global_video"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+def test_bare_weights_in_other_formats(
+    tmp_path: Path, weights: dict[str, Tensor], settings: dict[str, float], golden: dict[str, Tensor], ending: str
+) -> None:
+    path = tmp_path / f"model.{ending}"
+    if ending == "npz":
+        np.savez(path, **{name: value.numpy() for name, value in weights.items()})
+    else:
+        save_file({f"clipmodel.{name}": value for name, value in weights.items()}, path)
+    with torch.no_grad():
+        _, global_ = read_released(path, **settings).retriever().eval().encode_video(golden["model/pixels"])
+    torch.testing.assert_close(global_, golden["model/global_video"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors", "npz"])
+def test_file_that_is_no_checkpoint(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"model.{ending}"
+    with pytest.raises(UserError, match=r"no such file"):
+        read_released(path)
+    path.write_bytes(b"hello" * 100)
+    with pytest.raises(UserError, match=r"model\..*: not a released checkpoint"):
+        read_released(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"top_k": 9}, "top_k = 9 exceeds experts = 5"),
+        ({"adapter_layers": 13}, "adapter_layers = 13: the released weights have 12 vision blocks"),
+        ({"dropout": 1.5}, "dropout"),
+    ],
+)
+def test_settings_that_do_not_go_with_the_weights(
+    weights: dict[str, Tensor], settings: dict[str, float], change: dict[str, float], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        convert(weights, **{**settings, **change})
 
 
 def test_missing_weight_is_named(weights: dict[str, Tensor], settings: dict[str, float]) -> None:

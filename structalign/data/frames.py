@@ -6,16 +6,20 @@ random access, and its checksums tell damage. Times in it are fixed, so that the
 
 from __future__ import annotations
 
+import errno
 import io
-import json
+import multiprocessing
+import os
+import signal
 import threading
 import zipfile
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,6 +35,15 @@ __all__ = ["FrameStore", "Missing", "extract", "sample_indices"]
 
 NAMED = 10
 """Undecodable clips that an error names; the log has all."""
+
+AHEAD = 8
+"""Clips per process that may wait for an earlier one to be packed; bounds memory."""
+
+Packed = tuple[list[bytes], tuple[int, ...]]
+"""A clip's frames as JPEG, and their height and width."""
+
+Job = tuple[Request, int]
+"""A clip, and the JPEG quality of its frames."""
 
 
 @dataclass(frozen=True)
@@ -64,61 +77,102 @@ def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig,
     Raises
     ------
     UserError
-        Where more clips than allowed cannot be decoded, naming them, or where a decoding process dies.
+        Where more clips than allowed cannot be decoded, naming them; where a decoding process dies, naming what it
+        may have read; where the disk is full.
     """
     missing: list[Missing] = []
-    with _ShardWriter(folder, frames.shard_mb * 2**20) as shards:
-        for clip, result in zip(clips, _decode_all(clips, videos, frames, workers), strict=True):
-            if isinstance(result, str):
-                log.warning(f"{clip.id} ({clip.video}): {result}")
-                missing.append(Missing(clip.id, clip.video, result))
-            else:
-                shards.add(clip.id, result)
-    if len(missing) > frames.allow_missing:
-        raise UserError(_complaint(missing, frames.allow_missing))
-    atomic_write_json(folder / "index.json", shards.index)
-    atomic_write_json(folder / "missing.json", [asdict(clip) for clip in missing])
+    try:
+        with _ShardWriter(folder, frames.shard_mb * 2**20) as shards:
+            for clip, result in zip(clips, _decode_all(clips, videos, frames, workers), strict=True):
+                if isinstance(result, str):
+                    log.warning(f"{clip.id} ({clip.video}): {result}")
+                    missing.append(Missing(clip.id, clip.video, result))
+                else:
+                    shards.add(clip.id, *result)
+        if len(missing) > frames.allow_missing or not shards.index:
+            raise UserError(_complaint(missing, len(clips), frames.allow_missing))
+        settings = {key: getattr(frames, key) for key in ("num_frames", "short_side", "quality")}
+        atomic_write_json(folder / "index.json", {"settings": settings, "clips": shards.index})
+        atomic_write_json(folder / "missing.json", [asdict(clip) for clip in missing])
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"disk full while packing frames below {folder.parent}: free some space and run again"
+        ) from None
     return missing
 
 
-def _complaint(missing: list[Missing], allowed: int) -> str:
+def _complaint(missing: list[Missing], total: int, allowed: int) -> str:
     named = ", ".join(f"{item.clip} ({item.video}: {item.reason})" for item in missing[:NAMED])
     more = f" and {len(missing) - NAMED} more, all in the log" if len(missing) > NAMED else ""
+    allow = f", or allow as many with frames.allow_missing={len(missing)} (now {allowed})"
     return (
-        f"{len(missing)} clips cannot be decoded: {named}{more}; mend or remove them, "
-        f"or allow as many with frames.allow_missing={len(missing)} (now {allowed})"
+        f"{len(missing)} of {total} clips cannot be decoded: {named}{more}; mend or remove them"
+        f"{allow if len(missing) < total else ''}"
     )
 
 
-def _decode_all(
-    clips: list[Clip], videos: Path, frames: FramesConfig, workers: int
-) -> Iterator[list[bytes] | str]:
+def _decode_all(clips: list[Clip], videos: Path, frames: FramesConfig, workers: int) -> Iterator[Packed | str]:
     """JPEGs of each clip, in order; a string says why there are none."""
-    requests = [
-        Request(videos / clip.video, clip.start, clip.end, frames.num_frames, frames.short_side) for clip in clips
+    jobs = [
+        (Request(videos / clip.video, clip.start, clip.end, frames.num_frames, frames.short_side), frames.quality)
+        for clip in clips
     ]
-    jobs = [(request, frames.quality) for request in requests]
-    if workers == 1:
-        yield from progress(map(_decode_one, jobs), len(jobs), "frames", "clip")
-        return
-    # Fork-server children do not inherit the parent's threads and locks, which a forked decoder may hang on.
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        try:
-            yield from progress(pool.map(_decode_one, jobs, chunksize=4), len(jobs), "frames", "clip")
-        except BrokenProcessPool:
-            raise UserError(
-                "a decoding process died, most likely for want of memory: lower machine.workers and run again"
-            ) from None
+    results = map(_decode_one, jobs) if workers == 1 else _decode_parallel(jobs, workers)
+    yield from progress(results, len(jobs), "frames", "clip")
 
 
-def _decode_one(job: tuple[Request, int]) -> list[bytes] | str:
+def _decode_parallel(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
+    """Decode in processes: two decoders in one process wait for each other's Python, and one's crash ends both."""
+    # Children of a fork server do not inherit the parent's threads and locks, which a forked decoder may hang on.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_end_with_parent)
+    running: deque[tuple[Job, Future[Packed | str]]] = deque()
+    try:
+        for job in jobs:
+            running.append((job, pool.submit(_decode_one, job)))
+            if len(running) >= AHEAD * workers:
+                yield running[0][1].result()
+                running.popleft()
+        while running:
+            yield running[0][1].result()
+            running.popleft()
+    except BrokenProcessPool:
+        # Jobs start in order, so the first unfinished ones are those that were under way.
+        unfinished = [job for job, future in running if future.exception() is not None]
+        suspects = ", ".join(request.path.name for request, _ in unfinished[:workers])
+        raise UserError(
+            f"a decoding process died (killed, or out of memory) while it read one of {suspects}: "
+            "lower machine.workers, or remove the video if it is always the same, and run again"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let this process end with the stage: when that is killed, or, in its own time, when it is interrupted."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _decode_one(job: Job) -> Packed | str:
     request, quality = job
     if not request.path.is_file():
         return "no such file"
     try:
-        return [_jpeg(frame, quality) for frame in decode(request)]
+        pictures = decode(request)
     except UndecodableError as error:
         return str(error)
+    return [_jpeg(picture, quality) for picture in pictures], pictures[0].shape[:2]
 
 
 def _jpeg(frame: np.ndarray, quality: int) -> bytes:
@@ -132,7 +186,7 @@ class _ShardWriter:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        self.index: dict[str, dict[str, object]] = {}
+        self.index: dict[str, dict[str, Any]] = {}
         self.archive: zipfile.ZipFile | None = None
         self.count = self.size = 0
 
@@ -143,7 +197,7 @@ class _ShardWriter:
         if self.archive is not None:
             self.archive.close()
 
-    def add(self, clip: str, images: list[bytes]) -> None:
+    def add(self, clip: str, images: list[bytes], size: tuple[int, ...]) -> None:
         if self.archive is None or self.size >= self.limit:
             self._next()
         assert self.archive is not None
@@ -151,7 +205,8 @@ class _ShardWriter:
             # ZipInfo's own default time, 1980, keeps bytes the same from run to run.
             self.archive.writestr(zipfile.ZipInfo(_entry(clip, number)), image)
             self.size += len(image)
-        self.index[clip] = {"shard": Path(self.archive.filename or "").name, "frames": len(images)}
+        shard = Path(self.archive.filename or "").name
+        self.index[clip] = {"shard": shard, "frames": len(images), "height": size[0], "width": size[1]}
 
     def _next(self) -> None:
         if self.archive is not None:
@@ -179,14 +234,18 @@ class FrameStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.index: dict[str, dict[str, object]] = read_json(self.folder / "index.json")
-        self.missing = [item["clip"] for item in read_json(self.folder / "missing.json")]
-        self._archives = threading.local()
+        try:
+            self._clips: dict[str, dict[str, Any]] = read_json(self.folder / "index.json")["clips"]
+            self.missing = [item["clip"] for item in read_json(self.folder / "missing.json")]
+        except (KeyError, TypeError):
+            raise UserError(f"{self.folder}: index.json or missing.json is damaged; run `dvc repro`") from None
+        self._archives: dict[str, zipfile.ZipFile] = {}
+        self._lock = threading.Lock()
 
     @property
     def ids(self) -> list[str]:
         """Clips in the store."""
-        return list(self.index)
+        return list(self._clips)
 
     def read(self, clip: str) -> np.ndarray:
         """Decode a clip's frames: uint8 (N, H, W, 3).
@@ -196,30 +255,30 @@ class FrameStore:
         UserError
             Where the clip is not in the store, or its shard is damaged.
         """
-        entry = self.index.get(clip)
+        entry = self._clips.get(clip)
         if entry is None:
-            raise UserError(f"{self.folder}: no frames of clip {clip}; run `dvc repro` from stage frames on")
-        shard = str(entry["shard"])
-        try:
-            archive = self._archive(shard)
-            images = [archive.read(_entry(clip, number)) for number in range(int(entry["frames"]))]  # type: ignore[call-overload]
-            return np.stack([np.asarray(Image.open(io.BytesIO(image))) for image in images])
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            left_out = " (it could not be decoded)" if clip in self.missing else ""
             raise UserError(
-                f"{self.folder / shard}: damaged at clip {clip} ({error}); delete {self.folder} and run `dvc repro`"
+                f"{self.folder}: no frames of clip {clip}{left_out}; run `dvc repro` from stage frames on"
+            )
+        frames = np.empty((entry["frames"], entry["height"], entry["width"], 3), np.uint8)
+        try:
+            archive = self._archive(entry["shard"])
+            for number in range(len(frames)):
+                frames[number] = Image.open(io.BytesIO(archive.read(_entry(clip, number))))
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{self.folder / entry['shard']}: damaged at clip {clip} ({error}); "
+                f"delete {self.folder} and run `dvc repro`"
             ) from None
+        return frames
 
     def _archive(self, shard: str) -> zipfile.ZipFile:
-        """Open a shard once per thread: an archive's file position is not shared safely."""
-        archives = self._archives.__dict__.setdefault("open", {})
-        if shard not in archives:
-            archives[shard] = zipfile.ZipFile(self.folder / shard)
-        return archives[shard]
-
-
-def read_missing(path: Path) -> list[str]:
-    """Ids of the clips that `extract` left out, from its missing.json."""
-    return [item["clip"] for item in json.loads(path.read_text(encoding="utf-8"))]
+        """Open a shard once; `ZipFile` locks its file, so that threads may share it."""
+        with self._lock:
+            if shard not in self._archives:
+                self._archives[shard] = zipfile.ZipFile(self.folder / shard)
+            return self._archives[shard]
 
 
 def clips_of(clips: Iterable[Clip]) -> list[Clip]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -31,7 +32,7 @@ NUM_IMAGES = 24
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "pink")
 """In steps of 60 degrees of hue, so that a world's light maps colours onto each other."""
 
-SHAPES = ("circle", "square", "triangle", "cross", "ring", "moon")
+SHAPES = ("circle", "square", "triangle", "cross")
 MOTIONS = ("sliding", "falling", "rising", "orbiting", "growing", "shrinking", "blinking", "shaking")
 PATTERNS = ("bars", "pillars", "slopes", "checks", "dots", "grid", "rings", "waves", "speckles", "fog")
 TONES = ("dark", "pale")
@@ -40,10 +41,10 @@ LIGHTS = (0, 2, 4, 1, 3, 5, 2, 0, 5, 4, 1, 3, 4, 5, 0, 2, 3, 1, 5, 3)
 """Per world, how many steps of 60 degrees its light turns a colour."""
 
 CAPTIONS = (
-    "a {colour} {shape} {motion} over {world}",
-    "the {colour} {shape} is {motion} in front of {world}",
-    "{world} behind a {motion} {colour} {shape}",
-    "on {world} one sees a {shape} that is {colour} and {motion}",
+    "a {colour} {shape} with a {core} core {motion} over {world}",
+    "the {colour} {shape} with {core} core is {motion} in front of {world}",
+    "{world} behind a {motion} {colour} {shape} that has a {core} core",
+    "on {world} one sees a {shape}, {colour} with a {core} core, {motion}",
 )
 
 
@@ -74,6 +75,7 @@ def draw(
     pattern: np.ndarray,
     tone: np.ndarray,
     hue: np.ndarray,
+    core: np.ndarray,
     shape: np.ndarray,
     centre: np.ndarray,
     radius: np.ndarray,
@@ -84,8 +86,8 @@ def draw(
 
     Parameters
     ----------
-    pattern, tone, hue, shape : ndarray, shape (B,), int
-        Positions in `PATTERNS`, `TONES`, `COLOURS` (as it looks, the light applied) and `SHAPES`.
+    pattern, tone, hue, core, shape : ndarray, shape (B,), int
+        Positions in `PATTERNS`, `TONES`, `COLOURS` (of the shape and of its core, the light applied) and `SHAPES`.
     centre : ndarray, shape (B, 2)
         x and y of the shape, from -1 (left, top) to 1.
     radius : ndarray, shape (B,)
@@ -107,17 +109,26 @@ def draw(
     u = (x - centre[:, 0, None, None]) / np.maximum(radius, 1e-3)[:, None, None]
     v = (y - centre[:, 1, None, None]) / np.maximum(radius, 1e-3)[:, None, None]
     edge = _distance(shape, u, v) * radius[:, None, None] * size / 2  # pixels from the outline, negative inside
-    cover = (np.clip(0.5 - edge, 0, 1) * (radius > 0)[:, None, None])[..., None]
-    colour = _palette()[hue][:, None, None, :]  # [B,1,1,3]
+    inner = (np.hypot(u, v) - 0.5) * radius[:, None, None] * size / 2
     shade = 1 - 0.18 * np.clip(v, -1, 1)[..., None]  # lit from above
-    image = canvas * (1 - cover) + np.clip(colour * shade, 0, 1) * cover
-    return (image * 255 + 0.5).astype(np.uint8)
+    for distance, colour in ((edge, hue), (inner, core)):
+        cover = (np.clip(0.5 - distance, 0, 1) * (radius > 0)[:, None, None])[..., None]
+        paint = np.clip(_palette()[colour][:, None, None, :] * shade, 0, 1)  # [B,H,W,3]
+        canvas = canvas * (1 - cover) + paint * cover
+    return (canvas * 255 + 0.5).astype(np.uint8)
 
 
 def _palette() -> np.ndarray:
     """RGB of `COLOURS`, of roughly equal lightness."""
     return np.array(
-        [[0.93, 0.16, 0.14], [0.95, 0.82, 0.10], [0.16, 0.75, 0.22], [0.10, 0.78, 0.85], [0.18, 0.28, 0.95], [0.95, 0.30, 0.80]]
+        [
+            [0.93, 0.16, 0.14],
+            [0.95, 0.82, 0.10],
+            [0.16, 0.75, 0.22],
+            [0.10, 0.78, 0.85],
+            [0.18, 0.28, 0.95],
+            [0.95, 0.30, 0.80],
+        ]
     )
 
 
@@ -165,10 +176,8 @@ def _distance(shape: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         "square": lambda i: np.maximum(np.abs(u[i]), np.abs(v[i])) - 0.85,
         "triangle": lambda i: np.maximum(np.abs(u[i]) * 0.866 - v[i] * 0.5, v[i]) - 0.55,
         "cross": lambda i: np.minimum(
-            np.maximum(np.abs(u[i]) - 0.32, np.abs(v[i]) - 1), np.maximum(np.abs(u[i]) - 1, np.abs(v[i]) - 0.32)
+            np.maximum(np.abs(u[i]) - 0.3, np.abs(v[i]) - 1.1), np.maximum(np.abs(u[i]) - 1.1, np.abs(v[i]) - 0.3)
         ),
-        "ring": lambda i: np.abs(r[i] - 0.75) - 0.25,
-        "moon": lambda i: np.maximum(r[i] - 1, 0.85 - np.hypot(u[i] - 0.55, v[i])),
     }
     result = np.empty_like(u)
     for number in np.unique(shape):
@@ -186,6 +195,7 @@ class Scene:
 
     world: World
     colour: int
+    core: int
     shape: int
     motion: int
     seed: int
@@ -194,6 +204,7 @@ class Scene:
         """Describe the video; the colour is the one before the world's light."""
         return template.format(
             colour=COLOURS[self.colour],
+            core=COLOURS[self.core],
             shape=SHAPES[self.shape],
             motion=MOTIONS[self.motion],
             world=self.world.name,
@@ -210,6 +221,7 @@ def film(scene: Scene) -> np.ndarray:
         pattern=repeat + scene.world.pattern,
         tone=repeat + scene.world.tone,
         hue=repeat + (scene.colour + scene.world.light) % len(COLOURS),
+        core=repeat + (scene.core + scene.world.light) % len(COLOURS),
         shape=repeat + scene.shape,
         centre=centre,
         radius=radius,
@@ -221,7 +233,7 @@ def film(scene: Scene) -> np.ndarray:
 def _move(motion: str, time: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Path (T, 2) and radius (T,) of the shape."""
     at = random.uniform(-0.35, 0.35, 2)
-    radius = np.full_like(time, random.uniform(0.36, 0.46))
+    radius = np.full_like(time, random.uniform(0.42, 0.55))
     path = at + np.zeros((len(time), 2))
     if motion == "sliding":
         path[:, 0] = np.linspace(-0.65, 0.65, len(time)) * random.choice([-1, 1])
@@ -233,9 +245,9 @@ def _move(motion: str, time: np.ndarray, random: np.random.Generator) -> tuple[n
         angle = 2 * np.pi * (time + random.random())
         path = 0.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     elif motion == "growing":
-        radius = np.linspace(0.15, 0.8, len(time))
+        radius = np.linspace(0.2, 0.9, len(time))
     elif motion == "shrinking":
-        radius = np.linspace(0.8, 0.15, len(time))
+        radius = np.linspace(0.9, 0.2, len(time))
     elif motion == "blinking":
         radius = radius * (np.sin(2 * np.pi * (3 * time + 0.1)) > 0)
     else:
@@ -293,13 +305,13 @@ def generate(
 
 def _plan(world: World, random: np.random.Generator, train: int, test: int) -> list[tuple[Clip, Scene]]:
     """Choose what a world's videos show, and what their captions say."""
-    total = len(COLOURS) * len(SHAPES) * len(MOTIONS)
-    combos = random.permutation(total)[: train + test]
+    sizes = (len(COLOURS), len(COLOURS) - 1, len(SHAPES), len(MOTIONS))
+    combos = random.permutation(math.prod(sizes))[: train + test]
     plans = []
     for number, combo in enumerate(combos):
-        colour, rest = divmod(int(combo), len(SHAPES) * len(MOTIONS))
-        shape, motion = divmod(rest, len(MOTIONS))
-        scene = Scene(world, colour, shape, motion, int(random.integers(2**31)))
+        colour, other, shape, motion = (int(part) for part in np.unravel_index(combo, sizes))
+        core = (colour + 1 + other) % len(COLOURS)  # never the colour around it
+        scene = Scene(world, colour, core, shape, motion, int(random.integers(2**31)))
         split = "train" if number < train else "test"
         templates = CAPTIONS if split == "train" else [CAPTIONS[int(random.integers(len(CAPTIONS)))]]
         name = f"{world.name.replace(' ', '-')}-{number:03d}"
@@ -327,42 +339,44 @@ def _captions_csv(clips: list[Clip]) -> str:
 
 # Stills, for the CLIP stand-in
 
+PROMPTS = (
+    [f"a {colour} thing" for colour in COLOURS],
+    [f"a thing with a {colour} core" for colour in COLOURS],
+    [f"a {shape}" for shape in SHAPES],
+    list(TONES),
+    list(PATTERNS),
+)
+"""Per attribute, a text for each of its values; the same order as in `stills`."""
 
-def stills(count: int, size: int, random: np.random.Generator) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Draw still images in true colours, and caption some of what each shows, without a word of motion.
+
+def stills(count: int, size: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Draw still images in white light.
 
     Returns
     -------
     images : ndarray, shape (count, size, size, 3), uint8
+    attributes : ndarray, shape (5, count), int
+        Colour, colour of the core, shape, tone and pattern.
     captions : list of str
-        Each names the shape, its colour, the background, or several of them.
-    match : ndarray, shape (count, count), bool
-        Entry (i, j): whether caption j is true of image i.
+        All five in a sentence, without a word of motion.
     """
-    shown = np.stack([random.integers(len(names), size=count) for names in (COLOURS, SHAPES, TONES, PATTERNS)])
-    hue, shape, tone, pattern = shown
+    sizes = [len(texts) for texts in PROMPTS]
+    hue, other, shape, tone, pattern = (random.integers(n, size=count) for n in sizes)
+    core = np.where(other == hue, (hue + 1) % len(COLOURS), other)
     images = draw(
         pattern,
         tone,
         hue,
+        core,
         shape,
-        centre=random.uniform(-0.6, 0.6, (count, 2)),
-        radius=random.uniform(0.25, 0.7, count),
+        centre=random.uniform(-0.5, 0.5, (count, 2)),
+        radius=random.uniform(0.35, 0.85, count),
         phase=random.random((count, 2)),
         size=size,
     )
-    named = random.random((4, count)) < 0.7  # which of the four a caption names
-    named[1] |= ~named.any(axis=0)
-    agree = shown[:, :, None] == shown[:, None, :]  # [4,image,caption]
-    match = (agree | ~named[:, None, :]).all(axis=0)
-    return images, [_still_caption(*shown[:, j], *named[:, j].tolist()) for j in range(count)], match
-
-
-def _still_caption(*shown_and_named: int) -> str:
-    """Name what is to be named of hue, shape, tone and pattern, such as `a red thing over dark bars`."""
-    hue, shape, tone, pattern, with_hue, with_shape, with_tone, with_pattern = shown_and_named
-    thing = " ".join([COLOURS[hue]] * with_hue + [SHAPES[shape] if with_shape else "thing"])
-    scene = " ".join([TONES[tone]] * with_tone + [PATTERNS[pattern]] * with_pattern)
-    if not (with_hue or with_shape):
-        return scene
-    return f"a {thing} over {scene}" if scene else f"a {thing}"
+    attributes = np.stack([hue, core, shape, tone, pattern])
+    captions = [
+        f"a {COLOURS[h]} {SHAPES[s]} with a {COLOURS[c]} core over {TONES[t]} {PATTERNS[p]}"
+        for h, c, s, t, p in attributes.T
+    ]
+    return images, attributes, captions

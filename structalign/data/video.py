@@ -4,9 +4,10 @@ A first pass over the packets, which decodes nothing, tells when each frame is s
 only what the wanted frames depend on: from the key frame before them, and in between without the frames that no other
 frame refers to. The frames are the same, bit for bit, as those of a decoder that reads everything.
 
-PyAV does this. decord decodes every frame from a key frame on, takes 1.2 to 3 times as long for the same frames
-(`benchmarks/frames.py`), fails on AV1 and MPEG-TS, and takes a truncated Matroska file for a whole one; it is the second
-decoder, asked where PyAV finds the data damaged.
+PyAV does this. decord decodes every frame from a key frame on, and takes 1.2 to 3 times as long for the same frames
+(`benchmarks/frames.py`). It fails on AV1 and on MPEG-TS, takes a truncated Matroska file for a whole one, and never
+comes back from a truncated MPEG-TS. So it is the second decoder, asked where PyAV finds data damaged in a container
+that has an index.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from PIL import Image
 
 SKIPPABLE = frozenset({"h264", "mpeg4", "mpeg2video"})
 """Codecs whose frames tell whether any other frame refers to them."""
+
+INDEXED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
+"""Containers that say how many frames they hold, so that decord cannot search for the end forever."""
 
 SLACK = Fraction(1, 1000)
 """Seconds. Matroska rounds times to milliseconds, so a frame that starts this little too late is in time."""
@@ -56,6 +60,9 @@ class Request:
     end: float | None
     num_frames: int
     short_side: int
+
+
+Reader = Callable[[Request], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ def decode(request: Request) -> list[np.ndarray]:
         Where the file does not hold the clip, or both decoders fail; with the reasons of both.
     """
     reasons = []
-    for name, read, failures in _readers():
+    for name, read, failures in _readers(request.path):
         try:
             return read(request)
         except failures as error:
@@ -135,9 +142,12 @@ def decode(request: Request) -> list[np.ndarray]:
     raise UndecodableError("; ".join(reasons))
 
 
-def _readers() -> Iterator[tuple[str, Callable[[Request], list[np.ndarray]], tuple[type[Exception], ...]]]:
-    """Yield the decoders with the errors that pass a clip on to the next; decord is loaded only when needed."""
+def _readers(path: Path) -> Iterator[tuple[str, Reader, tuple[type[Exception], ...]]]:
+    """Yield the decoders, each with the errors that pass a clip on to the next; decord is loaded only when needed."""
     yield "PyAV", _read_av, (av.FFmpegError,)
+    with _open(path) as container:
+        if container.format.name not in INDEXED:
+            return
     try:
         import decord
     except ImportError:  # decord has wheels for x86-64 alone
@@ -167,16 +177,15 @@ def _read_needed(request: Request) -> list[np.ndarray]:
     moments = shown[_positions(shown, packets.end, packets.tick, request, packets.truncated)].tolist()
     found: dict[int, np.ndarray] = {}
     for frame in _decode_needed(request.path, packets, set(moments)):
-        found[frame.pts] = _picture(frame, request.short_side)
+        found[int(frame.pts or 0)] = _picture(frame, request.short_side)
     if len({frame.shape for frame in found.values()}) > 1:
         raise UndecodableError("the size of the frames changes within the clip")
     return [found[moment] for moment in moments]
 
 
 def _open(path: Path) -> av.container.InputContainer:
-    """Open a video file. A playlist that poses as one must not make the machine fetch anything."""
     try:
-        return av.open(str(path.absolute()), options={"protocol_whitelist": "file"})
+        return av.open(str(path.absolute()))
     except (av.FFmpegError, OSError) as error:
         reason = "the file is empty" if path.is_file() and not path.stat().st_size else error.strerror
         raise UndecodableError(f"not a video: {reason}") from None
@@ -185,7 +194,7 @@ def _open(path: Path) -> av.container.InputContainer:
 def _stream(container: av.container.InputContainer) -> av.VideoStream:
     """Return the main video stream; the cover picture of a song is none."""
     stream = container.streams.best("video")
-    if stream is None or stream.disposition & Disposition.attached_pic:
+    if not isinstance(stream, av.VideoStream) or stream.disposition & Disposition.attached_pic:
         raise UndecodableError("no video stream")
     stream.codec_context.thread_count = 1  # clips are decoded in parallel, each in one thread
     return stream

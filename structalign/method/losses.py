@@ -5,18 +5,21 @@ Shapes: B pairs of a video and a text, N frames, L words, D features, C prototyp
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, normalize
 
+from structalign.method.etf import Projection, pool_to_prototype, projection_weight
+
 SameVideo = Literal["negative", "masked", "positive"]
 
 
 def pool_words(words: Tensor, mask: Tensor) -> Tensor:
     """Average words (B, L, D) under their mask (B, L) and L2-normalise: (B, D); no words give zeros."""
-    total = (words * mask[..., None]).sum(dim=1)  # [B,D]
+    total = words.masked_fill(~mask[..., None], 0).sum(dim=1)  # [B,D]
     return normalize(total / mask.sum(dim=1, keepdim=True).clamp_min(1), dim=-1)
 
 
@@ -44,21 +47,14 @@ def scl(
         softmax), or a positive of equal standing.
     video : Tensor, shape (B,), optional
         Which video each pair shows; needed unless `same_video` is "negative".
+
+    Raises
+    ------
+    ValueError
+        Where `video` is missing, or `same_video` is none of its values.
     """
-    logits = similarity * _scale(log_scale) / len(similarity) ** 0.5  # [B,B]
-    if same_video == "negative":
-        target = torch.arange(len(logits), device=logits.device)
-        return cross_entropy(logits, target) + cross_entropy(logits.T, target)
-    if video is None:
-        raise ValueError(f"same_video={same_video!r} needs to know which video each pair shows")
-    same = video[:, None] == video[None, :]  # [B,B]
-    if same_video == "masked":
-        others = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
-        logits = logits.masked_fill(others, torch.finfo(logits.dtype).min)
-        target = torch.arange(len(logits), device=logits.device)
-        return cross_entropy(logits, target) + cross_entropy(logits.T, target)
-    target = same / same.sum(dim=1, keepdim=True)  # [B,B], rows sum to 1
-    return cross_entropy(logits, target) + cross_entropy(logits.T, target)
+    logits = similarity * (_scale(log_scale) / len(similarity) ** 0.5)  # [B,B]
+    return _symmetric(logits, same_video, video)
 
 
 def crp(
@@ -73,16 +69,16 @@ def crp(
     Parameters
     ----------
     student, teacher : Tensor, shape (B, B)
-        Similarities, both scaled into logits as in `scl`.
+        Similarities, both scaled into logits as in `scl`. No gradient reaches the teacher's, which may come from
+        inference mode.
     log_scale, teacher_log_scale : float
     temperature : float
         Softens both; the result is multiplied by its square.
     """
     root = len(student) ** 0.5
     ours = student * _scale(log_scale) / (root * temperature)
-    theirs = teacher * _scale(teacher_log_scale) / (root * temperature)
-    both = [_divergence(ours, theirs), _divergence(ours.T, theirs.T)]
-    return temperature**2 * sum(both) / 2
+    theirs = (teacher * _scale(teacher_log_scale) / (root * temperature)).detach()
+    return temperature**2 * (_divergence(ours, theirs) + _divergence(ours.T, theirs.T)) / 2
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
@@ -96,8 +92,8 @@ def etf_alignment(
     frames: Tensor,
     category: Tensor,
     prototypes: Tensor,
-    text_proj: Tensor,
-    video_proj: Tensor,
+    text_proj: Projection,
+    video_proj: Projection,
 ) -> Tensor:
     """Pull each sample's text and video to its class prototype.
 
@@ -112,21 +108,13 @@ def etf_alignment(
     category : Tensor, shape (B,), int64
         Row of each sample's prototype.
     prototypes : Tensor, shape (C, D)
-    text_proj, video_proj : Tensor, shape (D, D)
-        Weights of the linear maps P_t and P_v, (out, in).
+    text_proj, video_proj : Tensor of shape (D, D), nn.Linear or callable
+        The linear maps P_t and P_v, without bias; a tensor is a weight (out, in).
     """
     target = prototypes[category]  # [B,D]
-    text = _attend(words @ text_proj.T, target, mask)  # [B,D]
-    video = _attend(frames @ video_proj.T, target, None)  # [B,D]
+    text = pool_to_prototype(words, target, text_proj, mask)  # [B,D]
+    video = pool_to_prototype(frames, target, video_proj)  # [B,D]
     return _distance(text, target) + _distance(video, target)
-
-
-def _attend(features: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
-    """Pool features (B, L, D) by the softmax of their inner products with a query (B, D)."""
-    scores = torch.einsum("bld,bd->bl", features, query)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return torch.einsum("bl,bld->bd", scores.softmax(dim=-1), features)
 
 
 def _distance(features: Tensor, target: Tensor) -> Tensor:
@@ -138,12 +126,14 @@ def etf_pseudo(
     video: Tensor,
     category: Tensor,
     prototypes: Tensor,
-    text_proj: Tensor,
-    video_proj: Tensor,
+    text_proj: Projection,
+    video_proj: Projection,
 ) -> Tensor:
     """Pull pseudo features of old classes, text and video (P, D), to their prototypes, as `etf_alignment` does."""
     target = prototypes[category]  # [P,D]
-    return _distance(text @ text_proj.T, target) + _distance(video @ video_proj.T, target)
+    text = text @ projection_weight(text_proj, text).T  # [P,D]
+    video = video @ projection_weight(video_proj, video).T  # [P,D]
+    return _distance(text, target) + _distance(video, target)
 
 
 def pseudo_contrastive(
@@ -153,6 +143,8 @@ def pseudo_contrastive(
     pseudo_text: Tensor,
     pseudo_video: Tensor,
     log_scale: Tensor | float,
+    same_video: SameVideo = "negative",
+    video: Tensor | None = None,
 ) -> Tensor:
     """Contrast the batch's pooled features together with pseudo pairs of old classes.
 
@@ -164,26 +156,49 @@ def pseudo_contrastive(
     pseudo_text, pseudo_video : Tensor, shape (P, D)
         Taken as drawn, not normalised.
     log_scale : float
+    same_video, video
+        As in `scl`, for the batch. Every pseudo pair is a video of its own.
     """
-    text = torch.cat([pool_words(words, mask), pseudo_text])  # [B+P,D]
-    video = torch.cat([pool_frames(frames), pseudo_video])  # [B+P,D]
-    return _symmetric(video @ text.T * _scale(log_scale))
+    texts = torch.cat([pool_words(words, mask), pseudo_text.to(words)])  # [B+P,D]
+    videos = torch.cat([pool_frames(frames), pseudo_video.to(frames)])  # [B+P,D]
+    if video is not None:
+        own = video.max() + 1 + torch.arange(len(pseudo_text), device=video.device)
+        video = torch.cat([video, own])  # [B+P]
+    return _symmetric(_inner_products(videos, texts, log_scale), same_video, video)
 
 
 def contrastive(text: Tensor, video: Tensor, log_scale: Tensor | float) -> Tensor:
     """Symmetric contrastive loss of global features (B, D): rows plus columns, on cosines."""
-    return _symmetric(normalize(video, dim=-1) @ normalize(text, dim=-1).T * _scale(log_scale))
+    return _symmetric(_inner_products(normalize(video, dim=-1), normalize(text, dim=-1), log_scale))
 
 
-def _symmetric(logits: Tensor) -> Tensor:
+def _inner_products(video: Tensor, text: Tensor, log_scale: Tensor | float) -> Tensor:
+    # Logits reach hundreds, where bfloat16 counts in whole numbers: this small product is worth full precision.
+    with torch.autocast(video.device.type, enabled=False):
+        dtype = torch.promote_types(video.dtype, torch.float32)
+        return video.to(dtype) @ text.to(dtype).T * _scale(log_scale)
+
+
+def _symmetric(logits: Tensor, same_video: SameVideo = "negative", video: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the diagonal over rows plus over columns; `same_video` and `video` as in `scl`."""
+    if same_video not in ("negative", "masked", "positive"):
+        raise ValueError(f"same_video = {same_video!r}: must be negative, masked or positive")
     target = torch.arange(len(logits), device=logits.device)
+    if same_video != "negative":
+        if video is None:
+            raise ValueError(f"same_video = {same_video!r} needs to know which video each pair shows")
+        same = video[:, None] == video  # [B,B]; symmetric, so that rows and columns have the same targets
+        if same_video == "masked":
+            logits = logits.masked_fill(same.fill_diagonal_(False), -math.inf)
+        else:
+            target = same / same.sum(dim=1, keepdim=True).to(logits.dtype)  # [B,B], rows sum to 1
     return cross_entropy(logits, target) + cross_entropy(logits.T, target)
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     """Cross-entropy of the student's softened logits (B, B) under the teacher's, over rows and over columns."""
-    both = [(student, teacher), (student.T, teacher.T)]
-    return sum(cross_entropy(ours / temperature, (theirs / temperature).softmax(1)) for ours, theirs in both)
+    ours, theirs = student / temperature, (teacher / temperature).detach()
+    return cross_entropy(ours, theirs.softmax(1)) + cross_entropy(ours.T, theirs.T.softmax(1))
 
 
 def total(
@@ -208,5 +223,6 @@ def total(
     return result
 
 
-def _scale(log_scale: Tensor | float) -> Tensor:
-    return torch.as_tensor(log_scale).exp()
+def _scale(log_scale: Tensor | float) -> Tensor | float:
+    # A Python number stays one: as a float32 tensor it would round what is computed in float64.
+    return log_scale.exp() if isinstance(log_scale, Tensor) else math.exp(log_scale)

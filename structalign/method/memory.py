@@ -7,32 +7,49 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from structalign.errors import UserError
+
 _FIELDS = ("classes", "counts", "text_means", "text_radii", "video_means", "video_radii")
 
 
 def class_statistics(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and radius of every class.
+    """Summarise each class by its mean and one radius.
 
     Parameters
     ----------
     features : Tensor, shape (M, D)
-    labels : Tensor, shape (M,), int64
+        Pooled features of all samples; the method normalises them first.
+    labels : Tensor of int, shape (M,)
+        Global category ids.
 
     Returns
     -------
-    classes : Tensor, shape (C,)
+    classes : Tensor of int, shape (C,)
         The labels that occur, sorted.
     means : Tensor, shape (C, D)
     radii : Tensor, shape (C,)
-        sqrt(trace(covariance) / D), by the unbiased covariance; 0 for a class with a single sample.
+        sqrt(trace(covariance) / D) with the unbiased covariance; 0 for a class with one sample.
+
+    Raises
+    ------
+    UserError
+        Where there are no samples, or a feature is not a finite number.
+
+    Notes
+    -----
+    Source: METHOD.md, section 4. Computed in float64 and returned in the features' type.
     """
-    classes, index = torch.unique(labels, return_inverse=True)
-    member = torch.nn.functional.one_hot(index, len(classes)).to(features).T  # [C,M]
-    counts = member.sum(dim=1)  # [C]
-    means = member @ features / counts[:, None]  # [C,D]
-    squares = (features - means[index]).square().sum(dim=1)  # [M]
-    trace = (member @ squares) / (counts - 1).clamp_min(1)  # [C]
-    return classes, means, (trace / features.shape[1]).sqrt()
+    if not len(features):
+        raise UserError("class statistics: no samples; every task needs training data")
+    if not features.isfinite().all():
+        bad = labels[~features.isfinite().all(1)].unique().tolist()
+        raise UserError(f"class statistics: features of categories {bad} are not finite numbers")
+    classes, index, counts = labels.unique(return_inverse=True, return_counts=True)
+    exact = features.detach().double()
+    means = _sum_by_class(exact, index, len(classes)) / counts[:, None]  # [C,D]
+    deviations = (exact - means[index]).square().mean(1)  # [M], the mean over D
+    radii = (_sum_by_class(deviations, index, len(classes)) / (counts - 1).clamp(min=1)).sqrt()  # [C]
+    return classes, means.to(features.dtype), radii.to(features.dtype)
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -62,9 +79,7 @@ class PrototypeMemory:
     def __len__(self) -> int:
         return len(self.classes)
 
-    def add(
-        self, text: Tensor, text_category: Tensor, video: Tensor, video_category: Tensor
-    ) -> PrototypeMemory:
+    def add(self, text: Tensor, text_category: Tensor, video: Tensor, video_category: Tensor) -> PrototypeMemory:
         """Give the memory with the classes of one more task.
 
         Parameters
@@ -73,6 +88,11 @@ class PrototypeMemory:
             Pooled, L2-normalised features of all the task's training samples.
         text_category, video_category : Tensor, shapes (T,) and (V,)
             Both hold the same classes.
+
+        Raises
+        ------
+        ValueError
+            Where they do not, or a class is in the memory already.
         """
         classes, text_means, text_radii = class_statistics(text, text_category)
         video_classes, video_means, video_radii = class_statistics(video, video_category)
@@ -80,13 +100,24 @@ class PrototypeMemory:
             raise ValueError(f"texts are of classes {classes.tolist()}, videos of {video_classes.tolist()}")
         counts = torch.bincount(text_category)[classes].float()
         new = PrototypeMemory(classes, counts, text_means, text_radii, video_means, video_radii)
+        return self.merge(new)
+
+    def merge(self, new: PrototypeMemory) -> PrototypeMemory:
+        """Give the memory with the classes of both.
+
+        Raises
+        ------
+        ValueError
+            Where a class is in both: tasks share no categories.
+        """
         if not len(self):
             return new
+        both = self.classes[torch.isin(self.classes, new.classes)].tolist()
+        if both:
+            raise ValueError(f"categories {both} are in the memory already; tasks share no categories")
         return PrototypeMemory(*(torch.cat([getattr(self, name), getattr(new, name)]) for name in _FIELDS))
 
-    def draw(
-        self, count: int, generator: torch.Generator, balanced: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, count: int, generator: torch.Generator, balanced: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Draw pseudo pairs, mean + radius * N(0, I), of remembered classes.
 
         Parameters
@@ -103,7 +134,14 @@ class PrototypeMemory:
         text, video : Tensor, shape (P, D)
             Both halves of a pair are of the same class, with noise of their own.
         category : Tensor, shape (P,)
+
+        Raises
+        ------
+        ValueError
+            Where the memory is empty.
         """
+        if not len(self):
+            raise ValueError("the memory holds no classes to draw from: no task has ended yet")
         odds = torch.ones_like(self.counts) if balanced else self.counts
         index = torch.multinomial(odds, count, replacement=True, generator=generator)  # [P]
         text = self._sample(self.text_means[index], self.text_radii[index], generator)
@@ -112,7 +150,7 @@ class PrototypeMemory:
 
     @staticmethod
     def _sample(means: Tensor, radii: Tensor, generator: torch.Generator) -> Tensor:
-        return means + radii[:, None] * torch.randn(means.shape, generator=generator)
+        return means + radii[:, None] * torch.randn(means.shape, generator=generator, dtype=means.dtype)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Give the fields by name, for a checkpoint."""
@@ -120,5 +158,22 @@ class PrototypeMemory:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> PrototypeMemory:
-        """Take back what `to_tensors` gave; without its fields, an empty memory."""
-        return cls(**{name: tensors[name] for name in _FIELDS if name in tensors})
+        """Take back what `to_tensors` gave; without its fields, an empty memory.
+
+        Raises
+        ------
+        UserError
+            Where only some of the fields are there, or they disagree in their number of classes.
+        """
+        found = {name: tensors[name] for name in _FIELDS if name in tensors}
+        if found and len(found) < len(_FIELDS):
+            missing = [name for name in _FIELDS if name not in found]
+            raise UserError(f"memory.safetensors: {', '.join(missing)} missing; all of a memory's fields are needed")
+        if len({len(value) for value in found.values()}) > 1:
+            sizes = {name: len(value) for name, value in found.items()}
+            raise UserError(f"memory.safetensors: the fields disagree in their number of classes: {sizes}")
+        return cls(**found)
+
+
+def _sum_by_class(values: Tensor, index: Tensor, num_classes: int) -> Tensor:
+    return values.new_zeros(num_classes, *values.shape[1:]).index_add_(0, index, values)

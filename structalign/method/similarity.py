@@ -1,19 +1,28 @@
-"""How alike a video and a text are: word-frame similarity, and its fusion with the global cosine."""
+"""How alike a text and a video are: word-frame similarity, and its fusion with the global cosine at test time.
+
+Everything is one matrix product of all frames with all words, followed by reductions (METHOD.md, section 3).
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from structalign.errors import UserError
 
 Pooling = Literal["max", "soft"]
 
-MAX_ELEMENTS = 2**25
-"""Cosines held at a time, V x N x T x L: 128 MB in float32."""
+_ROOMY, _CACHED = 2**26, 2**20
+"""Cosines held at a time: what a GPU fills its cores with, and what stays in a CPU's caches."""
+
+_SMALLEST_STD = 1e-6
 
 
 def word_frame_similarity(
@@ -21,79 +30,136 @@ def word_frame_similarity(
     words: Tensor,
     mask: Tensor,
     pooling: Pooling = "max",
-    max_elements: int = MAX_ELEMENTS,
+    max_elements: int | None = None,
 ) -> Tensor:
-    """Score every video against every text by their best-matching frames and words.
+    """Score every text against every video by how well its words and the video's frames find each other.
 
-    Half the mean over words of the best frame's cosine, plus half the mean over frames of the best word's
-    (METHOD.md, section 3). `soft` takes softmax-weighted sums in place of the best.
+    Half the mean over words of the best frame's cosine, plus half the mean over frames of the best word's.
 
     Parameters
     ----------
     frames : Tensor, shape (V, N, D)
         Frame features; they need not be normalised.
     words : Tensor, shape (T, L, D)
-        Word features, padded to L.
-    mask : Tensor, shape (T, L), bool
-        True where there is a word.
+        Word features, padded; they need not be normalised.
+    mask : Tensor of bool, shape (T, L)
+        True at words, False at padding. A text without words scores 0.
     pooling : {"max", "soft"}
-    max_elements : int
-        Bound on the cosines held at a time. Videos are taken in chunks that respect it; the result is the same.
+        `max` takes the best cosine, `soft` the sum of the cosines weighted by their own softmax.
+    max_elements : int, optional
+        How many of the V * N * T * L cosines may be held at a time (never less than one pair's). Where they
+        do not fit at once, gradients are computed from recomputed blocks, so that memory stays bounded in
+        training as well. By default, a number that suits the device.
 
     Returns
     -------
     Tensor, shape (V, T)
-        A text without words has similarity 0 with every video.
+        Similarities between -1 and 1, in float32 or better.
+
+    Raises
+    ------
+    UserError
+        Where `pooling` is neither of its values.
+
+    Notes
+    -----
+    Source: METHOD.md, section 3.
     """
-    if pooling not in ("max", "soft"):
-        raise UserError(f"similarity.pooling = {pooling!r}: must be max or soft")
-    frames, words = normalize(frames, dim=-1), normalize(words, dim=-1)
-    per_video = frames.shape[1] * words.shape[0] * words.shape[1]
-    chunk = max(1, max_elements // max(1, per_video))
-    parts = [_similarity(part, words, mask, pooling) for part in frames.split(chunk)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if pooling not in _POOLED:
+        raise UserError(f"similarity.pooling = {pooling!r}: must be one of {', '.join(_POOLED)}")
+    (videos, num_frames, _), (texts, num_words, _) = frames.shape, words.shape
+    if 0 in (videos, texts, num_words):
+        return frames.new_zeros(videos, texts)
+    frames = F.normalize(frames, dim=-1)
+    words = F.normalize(_repeat_first_word(words, mask), dim=-1)
+    block = partial(_block, pool=_POOLED[pooling])
 
-
-def _similarity(frames: Tensor, words: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """Score normalised frames (V, N, D) against normalised words (T, L, D): (V, T)."""
-    (videos, num_frames, width), (texts, length, _) = frames.shape, words.shape
-    cosine = frames.reshape(-1, width) @ words.reshape(-1, width).T
-    cosine = cosine.view(videos, num_frames, texts, length)  # [V,N,T,L]
-    # One masked copy serves both directions: a padded word must never be a frame's best match, and what the best
-    # frame of a padded word is does not matter, because its share in the mean over words is 0.
-    masked = cosine.masked_fill(~mask, torch.finfo(cosine.dtype).min)
-    per_frame, per_word = (_best(masked, -1, pooling), _best(cosine, 1, pooling))  # [V,N,T], [V,T,L]
-    count = mask.sum(dim=-1)  # [T]
-    over_words = (per_word * mask).sum(dim=-1) / count.clamp_min(1)  # [V,T]
-    over_frames = per_frame.mean(dim=1)  # [V,T]
-    return (0.5 * (over_words + over_frames)).masked_fill(count == 0, 0.0)
-
-
-def _best(cosine: Tensor, dim: int, pooling: Pooling) -> Tensor:
-    """Maximum along `dim`, or the sum weighted by the softmax along it."""
-    if pooling == "max":
-        return cosine.amax(dim=dim)
-    return (cosine.softmax(dim=dim) * cosine).sum(dim=dim)
+    needs_gradient = torch.is_grad_enabled() and (frames.requires_grad or words.requires_grad)
+    # With gradients a second block costs recomputation, so small blocks pay only without.
+    limit = max_elements or (_ROOMY if needs_gradient or frames.is_cuda else _CACHED)
+    video_step, text_step = _block_size(videos, texts, limit // (num_frames * num_words))
+    if video_step == videos and text_step == texts:
+        return block(frames, words, mask)
+    if needs_gradient:
+        block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+    text_blocks = list(zip(words.split(text_step), mask.split(text_step), strict=True))
+    rows = [
+        torch.cat([block(some, *texts_of_block) for texts_of_block in text_blocks], dim=1)  # [v,T]
+        for some in frames.split(video_step)
+    ]
+    return torch.cat(rows)
 
 
 def fuse(word_frame: Tensor, global_: Tensor, alpha: float) -> Tensor:
-    """Mix two scores, each standardised per query over the whole gallery (METHOD.md, section 3).
+    """Combine two kinds of scores, each standardised per query, into the one that ranks.
 
     Parameters
     ----------
     word_frame, global_ : Tensor, shape (Q, V)
-        Scores of every query against every gallery video.
-    alpha : float in [0, 1]
-        Share of the word-frame score.
+        Word-frame similarities and global cosines of each query with the whole seen gallery.
+    alpha : float
+        Share of the word-frame scores, between 0 and 1.
 
     Returns
     -------
     Tensor, shape (Q, V)
+
+    Notes
+    -----
+    Source: METHOD.md, section 3. The standard deviation is the biased one and at least 1e-6.
     """
     return alpha * _standardise(word_frame) + (1 - alpha) * _standardise(global_)
 
 
 def _standardise(scores: Tensor) -> Tensor:
-    """z-scores of each row, by its biased standard deviation, clamped so that a constant row gives zeros."""
-    deviation = scores.std(dim=1, keepdim=True, correction=0).clamp_min(1e-6)
-    return (scores - scores.mean(dim=1, keepdim=True)) / deviation
+    """Shift and scale each query's scores (Q, V) to mean 0 and (biased) standard deviation 1 over the gallery."""
+    std, mean = torch.std_mean(scores, dim=-1, correction=0, keepdim=True)
+    return (scores - mean) / std.clamp(min=_SMALLEST_STD)
+
+
+def _repeat_first_word(words: Tensor, mask: Tensor) -> Tensor:
+    """Overwrite padding with the text's own first word, which no maximum notices; zeros for a text without words.
+
+    So the block of cosines, by far the largest array, needs no masking.
+    """
+    words = words.masked_fill(~mask[..., None], 0)  # [T,L,D]
+    first = mask.to(torch.uint8).argmax(dim=1)  # [T]
+    return torch.where(mask[..., None], words, words[torch.arange(len(words), device=words.device), first, None])
+
+
+def _block_size(videos: int, texts: int, pairs: int) -> tuple[int, int]:
+    """Choose how many videos and texts meet at a time: about `pairs` pairs, as square as their numbers allow."""
+    pairs = max(pairs, 1)
+    text_step = min(texts, math.isqrt(pairs))
+    video_step = min(videos, pairs // text_step)
+    return video_step, min(texts, pairs // video_step)
+
+
+def _block(frames: Tensor, words: Tensor, mask: Tensor, pool: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    # Texts come last, so that both reductions run over outer dimensions and the inner one stays contiguous.
+    flat_words = words.transpose(0, 1).flatten(0, 1)  # [L*T,D]
+    cosine = (frames.flatten(0, 1) @ flat_words.T).view(*frames.shape[:2], *mask.T.shape)  # [V,N,L,T]
+    return pool(cosine, mask.T)
+
+
+def _pool_max(cosine: Tensor, mask: Tensor) -> Tensor:
+    by_word, by_frame = cosine.amax(1), cosine.amax(2)  # [V,L,T], [V,N,T]
+    return _mean_of_both(by_word, by_frame, mask)
+
+
+def _pool_soft(cosine: Tensor, mask: Tensor) -> Tensor:
+    by_word = (cosine.softmax(1) * cosine).sum(1)  # [V,L,T]
+    # A text without words keeps all of its (zero) words, because a softmax over nothing is no number.
+    kept = mask | ~mask.any(0)  # [L,T]
+    by_frame = (cosine.masked_fill(~kept, -math.inf).softmax(2) * cosine).sum(2)  # [V,N,T]
+    return _mean_of_both(by_word, by_frame, mask)
+
+
+def _mean_of_both(by_word: Tensor, by_frame: Tensor, mask: Tensor) -> Tensor:
+    """Average over the words of each text and over the frames of each video; half precision ends here."""
+    dtype = torch.promote_types(by_word.dtype, torch.float32)
+    share = mask.to(dtype) / mask.sum(0).clamp(min=1)  # [L,T]
+    return ((by_word * share).sum(1) + by_frame.mean(1, dtype=dtype)) / 2  # [V,T]
+
+
+_POOLED = {"max": _pool_max, "soft": _pool_soft}

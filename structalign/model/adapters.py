@@ -37,6 +37,25 @@ class Context:
     prototype: Tensor | None = None
 
 
+def project(attention: nn.MultiheadAttention, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of self-attention, each (T, L, W), with the packed weights of `attention`."""
+    return linear(states, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)  # type: ignore[return-value]
+
+
+def mix_heads(
+    attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Attend with each head, up to the output projection: (T, L, W)."""
+    heads = [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in (query, key, value)]
+    mixed = scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask)  # [T,H,L,W/H]
+    return mixed.transpose(1, 2).flatten(2)  # [T,L,W]
+
+
+def attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend and project the outcome: (T, L, W)."""
+    return attention.out_proj(mix_heads(attention, query, key, value))
+
+
 class FrameFusionAttention(nn.Module):
     """Mix a frame's own attention with attention from a neighbouring frame.
 
@@ -69,13 +88,14 @@ class FrameFusionAttention(nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Attend within frames (B*N, P, W), and across neighbours."""
-        own = self.base(query, key, value, need_weights=False, attn_mask=attn_mask)[0]
-        cross = self.cross(self._neighbour(query), key, value, need_weights=False, attn_mask=attn_mask)[0]
-        return (1 - self.share) * own + self.share * cross, None
+        """Attend within frames (B*N, P, W) and across neighbours; the three inputs are the same tensor."""
+        own = attend(self.base, *project(self.base, query))
+        asked, offered, held = project(self.cross, query)
+        cross = attend(self.cross, self._neighbour(asked), offered, held)
+        return torch.lerp(own, cross, self.share.to(own.dtype)), None
 
     def _neighbour(self, tokens: Tensor) -> Tensor:
-        """Put the neighbouring frame's tokens in the place of each frame's: (B*N, P, W)."""
+        """Put what the neighbouring frame's tokens gave in the place of each frame's: (B*N, P, W)."""
         frames = tokens.unflatten(0, (-1, self.context.num_frames))  # [B,N,P,W]
         if self.backward_looking:
             shifted = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
@@ -152,15 +172,15 @@ class LowRankExperts(nn.Module):
         hidden = linear(dropout(states, self.dropout, self.training), self.A)  # [T,L,r]
         if self.context.prototype is None:
             return self.scale * linear(hidden, self.B[0])
-        gates = self.gates(states)  # [T,E]
+        gates = self.gates(states, self.context.prototype)  # [T,E]
         # Mixing the small matrices first makes one batched product of what would be E full-size updates.
         mixed = (gates @ self.B.flatten(1)).view(len(states), *self.B.shape[1:])  # [T,out,r]
         return self.scale * torch.bmm(hidden, mixed.transpose(1, 2))
 
-    def gates(self, states: Tensor) -> Tensor:
+    def gates(self, states: Tensor, prototype: Tensor) -> Tensor:
         """Weigh the experts for each text: (T, E), `top_k` of them above 0, summing to 1."""
         rows = torch.arange(len(states), device=states.device)
-        seen = states[rows, self.context.end] + self.context.prototype  # [T,inputs]
+        seen = states[rows, self.context.end] + prototype  # [T,inputs]
         logits = self.router(seen)  # [T,E]
         if self.training:
             logits = logits + torch.randn_like(logits) * (softplus(self.noise(seen)) + 0.01)
@@ -206,18 +226,12 @@ class LowRankAttention(nn.Module):
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         """Attend within sequences (T, L, W); `query`, `key` and `value` are the same tensor."""
-        packed = linear(query, self.base.in_proj_weight, self.base.in_proj_bias)  # [T,L,3W]
-        parts = dict(zip("qkv", packed.chunk(3, dim=-1), strict=True))
+        parts = dict(zip("qkv", project(self.base, query), strict=True))  # [T,L,W] each
         for name in "qkv":
             if name in self.updates:
                 parts[name] = parts[name] + self.updates[name](query)
-        heads = {name: self._split(part) for name, part in parts.items()}  # [T,H,L,W/H]
-        mixed = scaled_dot_product_attention(heads["q"], heads["k"], heads["v"], attn_mask=attn_mask)
-        mixed = mixed.transpose(1, 2).flatten(2)  # [T,L,W]
+        mixed = mix_heads(self.base, parts["q"], parts["k"], parts["v"], attn_mask)
         result = self.base.out_proj(mixed)
         if "out" in self.updates:
             result = result + self.updates["out"](mixed)
         return result, None
-
-    def _split(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (self.base.num_heads, -1)).transpose(1, 2)

@@ -5,8 +5,12 @@ open_clip is imported inside functions: it takes seconds, and most of what impor
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -57,7 +61,8 @@ def open_clip_backbone(name: str, pretrained: str | None, weights: str | None) -
     Raises
     ------
     UserError
-        Where open_clip does not know the name or the tag, the file is missing or does not fit, or the fetch fails.
+        Where open_clip does not know the name or the tag, the model is none that words can be read from, the tag's
+        weights belong to another activation function, the file is missing or does not fit, or the fetch fails.
     """
     import open_clip
 
@@ -67,21 +72,76 @@ def open_clip_backbone(name: str, pretrained: str | None, weights: str | None) -
             f"backbone.architecture = {name!r}: open_clip has no such model; `tiny`, or one of "
             "open_clip.list_models(), such as ViT-B-32-quickgelu"
         )
+    _check_architecture(name, configuration)
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"backbone.weights = {weights!r}: no such file")
-    if weights is None and pretrained is None:
-        raise UserError(
-            "backbone.pretrained and backbone.weights are both null: name a tag or a weights file"
-        )
+    if weights is None:
+        _check_tag(name, pretrained, configuration)
+    source = f"backbone.weights = {weights!r}" if weights else f"backbone.pretrained = {pretrained!r}"
     try:
-        clip = open_clip.create_model(name, pretrained=weights or pretrained, force_image_size=None)
-    except (RuntimeError, OSError, ValueError) as error:
-        source = f"backbone.weights = {weights!r}" if weights else f"backbone.pretrained = {pretrained!r}"
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{source}: cannot load {name} from it: {reason}") from None
+        with _without_logging():
+            clip = open_clip.create_model(name, pretrained=weights or pretrained)
+    except MemoryError:
+        raise
+    except Exception as error:  # open_clip lets through whatever its many loaders raise
+        raise UserError(f"{source}: cannot load {name} from it ({load_problem(error)})") from None
     mean = getattr(clip.visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
     std = getattr(clip.visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
     return clip, ClipInfo(name, configuration, list(mean), list(std))
+
+
+def _check_architecture(name: str, model: dict[str, Any]) -> None:
+    """Refuse what word features cannot be read from: they need CLIP's own causal text tower and its tokens."""
+    text, vision = model["text_cfg"], model["vision_cfg"]
+    reasons = {
+        "its text tower comes from Hugging Face": "hf_model_name" in text,
+        "its tokenizer is not CLIP's": "hf_tokenizer_name" in text,
+        "its text attention is not causal": text.get("no_causal_mask", False),
+        "its text feature is not the end token's": text.get("pool_type", "argmax") != "argmax",
+        "it is no plain CLIP but a captioner": "multimodal_cfg" in model,
+        "its image tower is no ViT of open_clip's own": "timm_model_name" in vision
+        or not isinstance(vision.get("layers", 12), int),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise UserError(f"backbone.architecture = {name!r}: {reason}; take a plain CLIP such as ViT-B-16")
+
+
+def _check_tag(name: str, tag: str | None, model: dict[str, Any]) -> None:
+    """Refuse a tag that open_clip lacks, or whose weights were trained with another activation function."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    if tag is None:
+        raise UserError("backbone.pretrained and backbone.weights are both null: name a tag or a weights file")
+    facts = get_pretrained_cfg(name, tag)
+    if not facts:
+        known = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+        raise UserError(f"backbone.pretrained = {tag!r}: open_clip's tags for {name}: {known}")
+    quick = facts.get("quick_gelu", False)
+    if quick != model.get("quick_gelu", False):
+        other = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
+        raise UserError(
+            f"backbone.pretrained = {tag!r}: trained with {'quick' if quick else 'exact'} GELU, which {name} "
+            f"does not use; set backbone.architecture={other}"
+        )
+
+
+@contextmanager
+def _without_logging() -> Iterator[None]:
+    """Silence open_clip, which logs an error to the root logger before it raises it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def load_problem(error: Exception) -> str:
+    """Say in a few words why a weights file cannot be read."""
+    if isinstance(error, UnpicklingError):
+        return "it holds more than tensors, and pickled code is never run"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def build_clip(model: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
@@ -90,22 +150,24 @@ def build_clip(model: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
     Raises
     ------
     UserError
-        Where a weight is missing, unknown, or of another shape than the configuration says.
+        Where the configuration is not one of open_clip's, or a weight is missing, unknown, or of another shape
+        than the configuration says.
     """
     from open_clip.model import CLIP, CustomTextCLIP
 
     configuration = {key: value for key, value in model.items() if key != "custom_text"}
-    with torch.device("meta"):
-        clip = (CustomTextCLIP if model.get("custom_text") else CLIP)(**configuration)
+    try:
+        with torch.device("meta"):
+            clip = (CustomTextCLIP if model.get("custom_text") else CLIP)(**configuration)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"not an open_clip model configuration: {error}") from None
     problem = mismatch(clip.state_dict(), weights)
     if problem:
         raise UserError(f"CLIP weights do not fit their configuration: {problem}")
     clip.load_state_dict(weights, assign=True)
     text = text_tower(clip)
     length = text.positional_embedding.shape[0]
-    text.attn_mask = torch.full((length, length), float("-inf")).triu_(
-        1
-    )  # left on the meta device until here
+    text.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # left on the meta device until here
     return clip
 
 
@@ -135,14 +197,19 @@ def save_clip(clip: nn.Module, info: ClipInfo, folder: Path) -> None:
 
 def load_clip(folder: Path) -> tuple[nn.Module, ClipInfo]:
     """Read what `save_clip` wrote; missing, damaged or misfitting files are a `UserError`."""
+    description = folder / "clip.json"
     try:
-        info = ClipInfo(**read_json(folder / "clip.json"))
+        info = ClipInfo(**read_json(description))
     except TypeError as error:
-        raise UserError(f"{folder / 'clip.json'}: not a CLIP description ({error})") from None
-    return build_clip(info.model, load_tensors(folder / "clip.safetensors")), info
+        raise UserError(f"{description}: not a CLIP description ({error}); run `dvc repro`") from None
+    weights = load_tensors(folder / "clip.safetensors")
+    try:
+        return build_clip(info.model, weights), info
+    except UserError as error:
+        raise UserError(f"{folder}: {error}; delete the folder and run `dvc repro`") from None
 
 
-def text_tower(clip: nn.Module) -> nn.Module:
+def text_tower(clip: nn.Module) -> Any:
     """The module that holds the text encoder: open_clip keeps it in `clip.text`, or in the model itself."""
     return getattr(clip, "text", clip)
 

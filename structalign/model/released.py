@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from structalign.config import ModelConfig
 from structalign.errors import UserError
-from structalign.model.backbone import ClipInfo, build_clip
+from structalign.model.backbone import ClipInfo, build_clip, load_problem
 from structalign.model.retriever import Retriever
 
 OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -69,25 +72,50 @@ class Released:
 
     def retriever(self) -> Retriever:
         """Build the model around these weights."""
-        retriever = Retriever(
-            build_clip(self.info.model, self.clip), self.info, self.model, self.num_tasks, seed=0
-        )
+        retriever = Retriever(build_clip(self.info.model, self.clip), self.info, self.model, self.num_tasks, seed=0)
         retriever.load_trained_state(self.adapters)
         return retriever
 
 
 def read_released(path: Path, **settings: Any) -> Released:
-    """Read a released checkpoint file; no pickled code is ever run. `settings` as for `convert`."""
+    """Read a released checkpoint: as torch saved it, or its `state_dict` as safetensors or npz.
+
+    Parameters
+    ----------
+    path : Path
+        The ending .safetensors or .npz tells the format; anything else is a torch file, of which no pickled code
+        is ever run.
+    **settings
+        As for `convert`.
+
+    Raises
+    ------
+    UserError
+        Where the file is missing or no such checkpoint, or a weight is missing.
+    """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state = checkpoint["state_dict"]
+        state = _read_state(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except Exception as error:  # noqa: BLE001 - torch.load has no error class of its own
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a released checkpoint, a dict with `state_dict`: {reason}") from None
-    weights = {name.removeprefix("clipmodel."): tensor for name, tensor in state.items()}
-    return convert(weights, **settings)
+    except MemoryError:
+        raise
+    except Exception as error:  # the three formats' readers raise errors of many classes
+        raise UserError(
+            f"{path}: not a released checkpoint, a dict with `state_dict` ({load_problem(error)})"
+        ) from None
+    try:
+        return convert({name.removeprefix("clipmodel."): tensor for name, tensor in state.items()}, **settings)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    return dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
 
 
 def convert(
@@ -116,12 +144,15 @@ def convert(
     Raises
     ------
     UserError
-        Where a weight is missing or not known.
+        Where a weight is missing, or a setting does not go with the weights.
     """
     try:
         return _convert(weights, text_heads, vision_heads, adapter_layers, top_k, lora_alpha, dropout)
     except KeyError as error:
         raise UserError(f"released weights lack {error}") from None
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip() for item in error.errors())
+        raise UserError(f"released weights do not go with these settings: {reasons}") from None
 
 
 def _convert(
@@ -135,6 +166,8 @@ def _convert(
 ) -> Released:
     info = _architecture(weights, text_heads, vision_heads)
     depth = info.model["vision_cfg"]["layers"]
+    if not 0 <= adapter_layers <= depth:
+        raise UserError(f"adapter_layers = {adapter_layers}: the released weights have {depth} vision blocks")
     fused = list(range(depth - adapter_layers, depth))
     model = ModelConfig(
         vision_adapter="frame_fusion" if fused else "none",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,11 @@ class Retriever(nn.Module):
         Where the model has no room for the adapters that are asked for.
     """
 
+    clip: Any
+    log_scale: Tensor
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         clip: nn.Module,
@@ -68,7 +73,7 @@ class Retriever(nn.Module):
         super().__init__()
         self.clip, self.info, self.model, self.trainable = clip, info, model, trainable
         self.context = Context()
-        self._tokenizer = None
+        self._tokenizer: Any = None
         self.register_buffer("log_scale", torch.tensor(CLIP_LOG_SCALE), persistent=False)
         self.register_buffer("mean", torch.tensor(info.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(info.std).view(3, 1, 1), persistent=False)
@@ -106,12 +111,8 @@ class Retriever(nn.Module):
             return
         blocks = self._blocks(self.clip.visual, "vision_adapter")
         if layers > len(blocks):
-            raise UserError(
-                f"model.adapter_layers = {layers}: {self.info.name} has {len(blocks)} vision blocks"
-            )
-        make = partial(
-            LowRank, rank=self.model.vision_rank, alpha=self.model.lora_alpha, dropout=self.model.dropout
-        )
+            raise UserError(f"model.adapter_layers = {layers}: {self.info.name} has {len(blocks)} vision blocks")
+        make = partial(LowRank, rank=self.model.vision_rank, alpha=self.model.lora_alpha, dropout=self.model.dropout)
         for number in range(len(blocks) - layers, len(blocks)):
             base = blocks[number].attn
             if kind == "frame_fusion":
@@ -125,11 +126,10 @@ class Retriever(nn.Module):
         if kind == "none":
             return
         blocks = self._blocks(text_tower(self.clip), "text_adapter")
-        sizes = {"rank": model.rank, "alpha": model.lora_alpha, "dropout": model.dropout}
+        sizes: dict[str, Any] = {"rank": model.rank, "alpha": model.lora_alpha, "dropout": model.dropout}
+        make: Callable[[int, int], nn.Module]
         if kind == "experts":
-            make = partial(
-                LowRankExperts, **sizes, experts=model.experts, top_k=model.top_k, context=self.context
-            )
+            make = partial(LowRankExperts, **sizes, experts=model.experts, top_k=model.top_k, context=self.context)
             width = blocks[0].attn.embed_dim
             self.prototypes.extend(nn.Parameter(torch.randn(width) * 0.02) for _ in range(num_tasks))
         else:
@@ -137,14 +137,12 @@ class Retriever(nn.Module):
         for block in blocks:
             block.attn = LowRankAttention(block.attn, PROJECTIONS, make)
 
-    def _blocks(self, tower: nn.Module, key: str) -> nn.ModuleList:
+    def _blocks(self, tower: nn.Module, key: str) -> Sequence[Any]:
         """The residual blocks of a tower whose attention an adapter can take the place of."""
         blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
         if blocks is None or not isinstance(blocks[0].attn, nn.MultiheadAttention):
             kind = getattr(self.model, key)
-            raise UserError(
-                f"model.{key} = {kind!r}: {self.info.name} has no such blocks; `none` or a plain ViT"
-            )
+            raise UserError(f"model.{key} = {kind!r}: {self.info.name} has no such blocks; `none` or a plain ViT")
         return blocks
 
     def _experts(self) -> Iterator[LowRankExperts]:
@@ -222,9 +220,7 @@ class Retriever(nn.Module):
         states = text_states(self.clip, tokens)  # [T,L,W]
         words = project_text(self.clip, states)  # [T,L,D]
         # Projected on its own, as CLIP does, so that untouched adapters give CLIP's very bits.
-        global_ = project_text(
-            self.clip, states[torch.arange(len(tokens), device=tokens.device), end]
-        )  # [T,D]
+        global_ = project_text(self.clip, states[torch.arange(len(tokens), device=tokens.device), end])  # [T,D]
         return words, word_mask(tokens), global_
 
     # Training
@@ -254,7 +250,8 @@ class Retriever(nn.Module):
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Split what trains into attention adapters, and scalars a with task prototypes p."""
-        attention, scalars = [], []
+        attention: list[nn.Parameter] = []
+        scalars: list[nn.Parameter] = []
         for name, weight in self.named_parameters():
             if weight.requires_grad:
                 scalar = name.startswith("prototypes.") or name.endswith("attn.share")

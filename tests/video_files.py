@@ -1,0 +1,102 @@
+"""Small videos of every odd kind, encoded on the spot."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+STEP, BASE = 4, 12
+
+
+def require_encoder(name: str) -> None:
+    """Skip a test where the installed PyAV cannot encode what it needs."""
+    try:
+        av.codec.Codec(name, "w")
+    except av.codec.codec.UnknownCodecError:
+        pytest.skip(f"PyAV has no encoder {name} here")
+
+
+def counted(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """Plain frames whose brightness tells their number; at most 60."""
+    return [np.full((height, width, 3), BASE + STEP * number, np.uint8) for number in range(count)]
+
+
+def numbers(frames: Iterable[np.ndarray]) -> list[int]:
+    """The numbers of decoded `counted` frames."""
+    return [round((float(frame.mean()) - BASE) / STEP) for frame in frames]
+
+
+def moving(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """Textured frames that pan over a picture, so that frames really refer to each other."""
+    picture = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4 + count, 3), np.uint8)
+    picture = picture.repeat(4, 0).repeat(4, 1)
+    return [picture[:, 2 * number : 2 * number + width] for number in range(count)]
+
+
+def write_video(
+    path: Path,
+    frames: Sequence[np.ndarray],
+    codec: str = "libx264",
+    rate: int = 24,
+    pixels: str = "yuv420p",
+    times: Sequence[float] | None = None,
+    options: dict[str, str] | None = None,
+    sound: float = 0.0,
+) -> Path:
+    """Encode RGB frames; `times` (seconds) makes the frame rate variable, `sound` adds so many seconds of silence."""
+    require_encoder(codec)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = frames[0].shape[:2]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        audio = container.add_stream("aac", rate=16000) if sound else None
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = round(times[number] * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if audio is not None:
+            _silence(container, audio, sound)
+    return path
+
+
+def write_sound(path: Path, seconds: float = 1.0) -> Path:
+    """A file with sound only."""
+    with av.open(str(path), "w") as container:
+        _silence(container, container.add_stream("aac", rate=16000), seconds)
+    return path
+
+
+def _silence(container: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
+    for start in range(0, int(seconds * 16000), 1024):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts = 16000, start
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def rotate(path: Path) -> Path:
+    """Tell players of an MP4 to turn it by 90 degrees clockwise, as a telephone held upright does."""
+    content = bytearray(path.read_bytes())
+    matrix = content.rindex(b"tkhd") + 44
+    one, last = 1 << 16, 1 << 30
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, last)
+    path.write_bytes(content)
+    return path
+
+
+def cut(path: Path, share: float) -> Path:
+    """Cut off the end of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    return path
