@@ -96,7 +96,7 @@ def collect(experiments: dict[str, tuple[str, int]]) -> pd.DataFrame:
     for name, (label, seed) in experiments.items():
         try:
             text = dvc.api.read("metrics/summary.json", rev=name)
-        except Exception as error:  # noqa: BLE001 - whatever DVC says, the rest of the comparison goes on
+        except Exception as error:
             log.error(f"{name}: failed, no result ({type(error).__name__}); see `dvc queue logs {name}`")
             continue
         summaries[name] = yaml.safe_load(text)

@@ -84,9 +84,7 @@ def _feature_figures(run: Run) -> dict[str, Figure]:
             samples = {"after task 1": _sample(features, "points/first"), **samples}
         prototypes = dict(zip(classes.tolist(), features.get("prototypes", ()), strict=False))
         for projection in ("pca", "tsne"):
-            drawn[f"features_{projection}"] = figures.feature_map(
-                samples, tasks, prototypes, projection, run.seed
-            )
+            drawn[f"features_{projection}"] = figures.feature_map(samples, tasks, prototypes, projection, run.seed)
     return drawn
 
 

@@ -80,4 +80,4 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `dvc repro` makes it") from None
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not a safetensors file ({error}); delete it and run `dvc repro`") from None
+        raise UserError(f"{path}: damaged, not safetensors ({error}); delete it and run `dvc repro`") from None

@@ -196,9 +196,7 @@ class LossConfig(_Section):
 class MethodConfig(_Section):
     """Which continual-learning method runs (METHOD.md, section 7)."""
 
-    name: Literal[
-        "structalign", "zeroshot", "finetune", "lwf", "vr_lwf", "zscl", "moe_adapter", "stablefusion", "joint"
-    ]
+    name: Literal["structalign", "zeroshot", "finetune", "lwf", "vr_lwf", "zscl", "stablefusion", "joint"]
 
 
 class TrainConfig(_Section):

@@ -24,9 +24,7 @@ def encode_videos(retriever: Retriever, batches: Iterable[Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def encode_texts(
-    retriever: Retriever, captions: Sequence[str], task: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def encode_texts(retriever: Retriever, captions: Sequence[str], task: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Encode captions with one task's prototype; yield words (b, L, D), mask (b, L) and global features (b, D)."""
     retriever.eval()
     device = next(retriever.parameters()).device

@@ -15,6 +15,7 @@ from structalign.gallery import TaskGallery
 from structalign.method.similarity import fuse, word_frame_similarity
 from structalign.model.retriever import Retriever
 
+
 @dataclass
 class Ranking:
     """Scores of all queries against all gallery videos, after some task.

@@ -19,7 +19,6 @@ from structalign.data.split import Sample
 from structalign.errors import UserError
 from structalign.files import atomic_write_json
 
-
 INDEX = "tasks.json"
 
 
@@ -92,7 +91,7 @@ def _read_index(folder: Path) -> list[int]:
     try:
         return json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / INDEX}: damaged gallery ({error}); delete the folder and run `dvc repro`") from None
+        raise UserError(f"{folder / INDEX}: damaged gallery ({error}); delete it and run `dvc repro`") from None
 
 
 def _load(path: Path) -> TaskGallery:

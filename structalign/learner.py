@@ -11,13 +11,13 @@ from structalign.checkpoint import Checkpoint
 from structalign.config import Config
 from structalign.data.frames import FrameStore
 from structalign.data.loader import TrainingSet, test_batches
-from structalign.errors import UserError
 from structalign.encode import encode_videos, pooled_texts
+from structalign.errors import UserError
 from structalign.method.base import TrainingFeatures
 from structalign.method.losses import pool_frames
 from structalign.method.registry import build_method, method_class
 from structalign.model.backbone import load_clip
-from structalign.model.retriever import Retriever
+from structalign.model.retriever import Retriever, Trainable
 from structalign.seeding import derive_seed
 from structalign.train import pick_device
 
@@ -60,7 +60,7 @@ class Learner:
     def _fresh_retriever(self) -> Retriever:
         """CLIP with untouched adapters, on the CPU."""
         clip, info = load_clip(CLIP)
-        trains = "all" if method_class(self.config.method.name).trains_clip else "adapters"
+        trains: Trainable = "all" if method_class(self.config.method.name).trains_clip else "adapters"
         seed = derive_seed(self.config.seed, 0, 2)
         return Retriever(clip, info, self.config.model, num_tasks=self.config.K, seed=seed, trainable=trains)
 

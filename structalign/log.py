@@ -41,9 +41,7 @@ def progress_bar(total: int | None = None, desc: str = "", unit: str = "it") -> 
     )
 
 
-def progress(
-    items: Iterable[Item], total: int | None = None, desc: str = "", unit: str = "it"
-) -> Iterator[Item]:
+def progress(items: Iterable[Item], total: int | None = None, desc: str = "", unit: str = "it") -> Iterator[Item]:
     """Iterate over `items` behind a `progress_bar`."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]

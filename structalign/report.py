@@ -93,9 +93,7 @@ class Run:
         """Name and task of every category, indexed by its global id (ids follow the order of the tasks)."""
         found: list[tuple[str, int]] = []
         for task in self.tasks:
-            names = task.get("category_names") or [
-                str(len(found) + index) for index in range(task["categories"])
-            ]
+            names = task.get("category_names") or [str(len(found) + index) for index in range(task["categories"])]
             found += [(name, task["task"]) for name in names]
         return found
 

@@ -32,7 +32,9 @@ def fingerprint(config: Config, task: int) -> str:
         The task, from 1.
     """
     sections = ("K", "seed", "method", "model", "similarity", "etf", "loss", "train")
-    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json", include=set(sections)), sort_keys=True).encode())
+    digest = hashlib.sha256(
+        json.dumps(config.model_dump(mode="json", include=set(sections)), sort_keys=True).encode()
+    )
     previous = f"{task - 1:02d}"
     inputs = [Path(f"data/split/task-{task:02d}.json"), Path("data/frames/index.json")]
     folders = [Path("structalign"), Path("models/clip"), Path(f"models/task-{previous}")]

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from structalign.checkpoint import Checkpoint
 from structalign.config import Config
-from structalign.data.manifest import read_manifest, raw_folder
+from structalign.data.manifest import raw_folder, read_manifest
 from structalign.encode import encode_texts
 from structalign.errors import UserError
 from structalign.evaluate import query_scores
@@ -81,7 +81,11 @@ class SearchIndex:
         scores = query_scores(retriever, [query], self.galleries, self.config.similarity)[0]  # [V]
         places = [(gallery, position) for gallery in self.galleries for position in range(len(gallery.clips))]
         best = scores.argsort(descending=True, stable=True)[:top].tolist()
-        return [self._hit(query, rank, *places[place], float(scores[place])) for rank, place in enumerate(best, 1)]
+        hits = []
+        for rank, place in enumerate(best, 1):
+            gallery, position = places[place]
+            hits.append(self._hit(query, rank, gallery, position, float(scores[place])))
+        return hits
 
     def _hit(self, query: str, rank: int, gallery: TaskGallery, position: int, score: float) -> Hit:
         clip = gallery.clips[position]

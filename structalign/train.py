@@ -191,7 +191,7 @@ class Trainer:
         self.method.start_epoch(generator(self.config.seed, self.task, epoch, 1))
         self.method.retriever.train()
         for batch in self._batches(epoch):
-            rate = self.schedule.get_last_lr()[0]
+            rate = float(self.schedule.get_last_lr()[0])
             terms = self._step(batch)
             rows.add(epoch, terms, rate)
             if rows.step % _FLUSH == 0:

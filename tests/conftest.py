@@ -14,7 +14,5 @@ def shared() -> Path:
     """Reference material beside a developer's checkout: golden numbers, published splits, videos."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
-        pytest.skip(
-            "the reference material (golden numbers, published splits, videos) is not beside this checkout"
-        )
+        pytest.skip("the reference material (golden numbers, published splits, videos) is not beside this checkout")
     return folder

@@ -80,9 +80,7 @@ def test_k_makes_the_tasks(tmp_path: Path) -> None:
         (["loss.etf_weight=-0.5"], "loss.etf_weight = -0.5"),
     ],
 )
-def test_bad_override_is_named_and_leaves_the_file_alone(
-    tmp_path: Path, overrides: list[str], message: str
-) -> None:
+def test_bad_override_is_named_and_leaves_the_file_alone(tmp_path: Path, overrides: list[str], message: str) -> None:
     target = tmp_path / "params.yaml"
     target.write_text("before")
     with pytest.raises(UserError, match=message):

@@ -92,9 +92,7 @@ def _loss(num_tasks: int, rng: np.random.Generator) -> str:
         for step in range(1, 41):
             scl = 3 / task + 2 * np.exp(-step / 12) + rng.normal(0, 0.1)
             old = f"{0.3 + 0.1 * rng.random():.4f}" if task > 1 else ""
-            lines.append(
-                f"{task},{step},{(step - 1) // 10 + 1},{scl * 1.3:.4f},{scl:.4f},{old},1.2,{old},2e-5"
-            )
+            lines.append(f"{task},{step},{(step - 1) // 10 + 1},{scl * 1.3:.4f},{scl:.4f},{old},1.2,{old},2e-5")
     return "\n".join(lines) + "\n"
 
 
@@ -202,9 +200,7 @@ def test_every_figure_is_drawn(reported: Path) -> None:
     }  # fmt: skip
 
 
-def test_same_input_gives_the_same_bytes(
-    reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_same_input_gives_the_same_bytes(reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gallery(tmp_path)
     run_stage(tmp_path, monkeypatch)
     outputs = [path.relative_to(tmp_path) for path in tmp_path.glob("plots/**/*") if path.is_file()]
@@ -247,9 +243,7 @@ def test_a_run_that_keeps_the_last_epoch_carries_no_warning(tmp_path: Path) -> N
         assert figure.get_supxlabel() == "structalign on shapes, K = 3, seed 0", name
 
 
-def test_real_benchmark_is_set_against_the_published_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_benchmark_is_set_against_the_published_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gallery(tmp_path, 10, categories=2, data="msrvtt", protocol="published")
     run_stage(tmp_path, monkeypatch, 10)
     rows = read_csv(tmp_path / "plots/published.csv")
@@ -266,9 +260,7 @@ def test_real_benchmark_is_set_against_the_published_table(
     ("data", "num_tasks", "protocol"),
     [("msrvtt", 5, "published"), ("shapes", 10, "published"), ("actnet", 10, "fewshot")],
 )
-def test_nothing_published_means_no_comparison(
-    tmp_path: Path, data: str, num_tasks: int, protocol: str
-) -> None:
+def test_nothing_published_means_no_comparison(tmp_path: Path, data: str, num_tasks: int, protocol: str) -> None:
     run = read_run(write_gallery(tmp_path, num_tasks, bare=True, data=data, protocol=protocol))
     assert [row["source"] for row in report.published_table(run)] == ["this run"]
     assert "published" not in dict(stage.draw(run))
@@ -317,9 +309,7 @@ def test_broken_loss_curve_is_named_with_its_line(tmp_path: Path) -> None:
         read_run(folder)
 
 
-def test_failure_while_drawing_leaves_the_earlier_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failure_while_drawing_leaves_the_earlier_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gallery(tmp_path, bare=True)
     run_stage(tmp_path, monkeypatch)
     before = {path.name for path in (tmp_path / "plots/figures").iterdir()}

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -268,9 +269,7 @@ def encode(images: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def generate(
-    root: Path, seed: int, categories: int, train_videos: int, test_videos: int, workers: int
-) -> list[Clip]:
+def generate(root: Path, seed: int, categories: int, train_videos: int, test_videos: int, workers: int) -> list[Clip]:
     """Write the videos and captions.csv of the benchmark under `root`.
 
     Parameters
@@ -312,7 +311,7 @@ def _plan(world: World, random: np.random.Generator, train: int, test: int) -> l
         colour, other, shape, motion = (int(part) for part in np.unravel_index(combo, sizes))
         core = (colour + 1 + other) % len(COLOURS)  # never the colour around it
         scene = Scene(world, colour, core, shape, motion, int(random.integers(2**31)))
-        split = "train" if number < train else "test"
+        split: Literal["train", "test"] = "train" if number < train else "test"
         templates = CAPTIONS if split == "train" else [CAPTIONS[int(random.integers(len(CAPTIONS)))]]
         name = f"{world.name.replace(' ', '-')}-{number:03d}"
         captions = tuple(scene.caption(template) for template in templates)

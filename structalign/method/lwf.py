@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 from structalign.method.base import Batch, Teacher
 from structalign.method.finetune import Finetune
 from structalign.method.losses import contrastive, distillation
+from structalign.model.retriever import Retriever
 
 
 class LwF(Finetune):
@@ -29,16 +30,16 @@ class LwF(Finetune):
         scl = contrastive(text, video, self.retriever.log_scale)
         if self.teacher is None:
             return {"scl": scl, "total": scl}
-        distill = self._distill(batch, video)
+        distill = self._distill(self.teacher, batch, video)
         return {"scl": scl, "distill": distill, "total": scl + self.config.loss.distill_weight * distill}
 
-    def _distill(self, batch: Batch, video: Tensor) -> Tensor:
+    def _distill(self, teacher: Retriever, batch: Batch, video: Tensor) -> Tensor:
         """Current videos meet the teacher's texts as the teacher's own videos do."""
         with torch.no_grad():
-            _, _, text = self.teacher.encode_text(self.reference_tokens(batch), max(1, self.task - 1))
-            _, taught = self.teacher.encode_video(batch.pixels)
+            _, _, text = teacher.encode_text(self.reference_tokens(batch), max(1, self.task - 1))
+            _, taught = teacher.encode_video(batch.pixels)
         scale = self.retriever.log_scale.exp()
         text = normalize(text, dim=-1)  # [B,D]
         student = scale * normalize(video, dim=-1) @ text.T  # [B,B]
-        teacher = scale * normalize(taught, dim=-1) @ text.T  # [B,B]
-        return distillation(student, teacher, self.config.loss.temperature)
+        target = scale * normalize(taught, dim=-1) @ text.T  # [B,B]
+        return distillation(student, target, self.config.loss.temperature)

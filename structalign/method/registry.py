@@ -15,7 +15,6 @@ CLASSES = {
     "lwf": "LwF",
     "vr_lwf": "VrLwF",
     "zscl": "ZSCL",
-    "moe_adapter": "MoEAdapter",
     "stablefusion": "StableFusion",
     "joint": "Joint",
 }

@@ -36,9 +36,7 @@ class StructAlign(AdapterMethod):
         seed = derive_seed(self.config.seed, 0, 1)
         classes = self.config.etf.num_classes or max(2, self.num_categories)
         if classes < self.num_categories:
-            raise UserError(
-                f"etf.num_classes = {classes} is below the {self.num_categories} categories of the split"
-            )
+            raise UserError(f"etf.num_classes = {classes} is below the {self.num_categories} categories of the split")
         self.prototypes = simplex_etf(classes, width, seed, self.config.etf.construction).float().to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -78,11 +76,11 @@ class StructAlign(AdapterMethod):
         terms = {"scl": losses.scl(similarity, self.retriever.log_scale, weights.same_video, batch.video)}
         base = terms["scl"]
         if self.teacher is not None:
-            terms["crp"] = self._relation_preserving(similarity, batch)
+            terms["crp"] = self._relation_preserving(self.teacher, similarity, batch)
             base = base + weights.crp_weight * terms["crp"]
         pseudo = self._pseudo_pairs(len(batch.tokens))
         if self.prototypes is not None:
-            terms["etf"] = self._etf(words, mask, frames, batch.category, pseudo)
+            terms["etf"] = self._etf(self.prototypes, words, mask, frames, batch.category, pseudo)
         if pseudo is not None and weights.pseudo_weight > 0:
             text, video, _ = (part[: len(batch.tokens)] for part in pseudo)  # B of the 2B pairs
             scale = self.retriever.log_scale
@@ -100,9 +98,8 @@ class StructAlign(AdapterMethod):
     def _similarity(self, frames: Tensor, words: Tensor, mask: Tensor) -> Tensor:
         return word_frame_similarity(frames, words, mask, pooling=self.config.similarity.pooling)
 
-    def _relation_preserving(self, similarity: Tensor, batch: Batch) -> Tensor:
+    def _relation_preserving(self, teacher: Retriever, similarity: Tensor, batch: Batch) -> Tensor:
         """Compare the batch's similarities with those of the teacher, which sees the same pixels."""
-        teacher = self.teacher
         # The previous model knows no prototype of the present task: it reads texts as its own last task did.
         task = self.task - 1 if self.config.loss.crp_teacher == "previous" else self.task
         with torch.no_grad():
@@ -122,11 +119,21 @@ class StructAlign(AdapterMethod):
         return text, video, category
 
     def _etf(
-        self, words: Tensor, mask: Tensor, frames: Tensor, category: Tensor, pseudo: tuple | None
+        self,
+        prototypes: Tensor,
+        words: Tensor,
+        mask: Tensor,
+        frames: Tensor,
+        category: Tensor,
+        pseudo: tuple[Tensor, Tensor, Tensor] | None,
     ) -> Tensor:
+        """Align the batch, and from task 2 on the pseudo pairs, with their class prototypes."""
         maps = (self.text_proj.weight, self.video_proj.weight)
-        term = losses.etf_alignment(words, mask, frames, category, self.prototypes, *maps)
-        return term if pseudo is None else term + losses.etf_pseudo(*pseudo, self.prototypes, *maps)
+        term = losses.etf_alignment(words, mask, frames, category, prototypes, *maps)
+        if pseudo is None:
+            return term
+        text, video, old = pseudo
+        return term + losses.etf_pseudo(text, video, old, prototypes, *maps)
 
     def trained_parameters(self) -> int:
         """Those of the retriever, and the projections where they train."""

@@ -45,9 +45,7 @@ class ZSCL(LwF):
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Take the running average up again."""
         self.count = state["count"]
-        self.average = [
-            average.to(weight) for average, weight in zip(state["average"], self._trained(), strict=True)
-        ]
+        self.average = [average.to(weight) for average, weight in zip(state["average"], self._trained(), strict=True)]
 
     @torch.no_grad()
     def finish_task(self, features: TrainingFeatures | None) -> None:

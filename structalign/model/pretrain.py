@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ def _pixels(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _loss(clip: nn.Module, pixels: Tensor, tokens: Tensor, attributes: Tensor) -> Tensor:
+def _loss(clip: Any, pixels: Tensor, tokens: Tensor, attributes: Tensor) -> Tensor:
     """Tell attributes by their prompts, and images by their captions.
 
     `tokens` holds all prompts, then captions of the first images; `attributes` (5, B) says which prompts are true.
@@ -93,7 +94,7 @@ def _loss(clip: nn.Module, pixels: Tensor, tokens: Tensor, attributes: Tensor) -
     return told + cross_entropy(pairs, own) + cross_entropy(pairs.T, own)
 
 
-def _encode_short(clip: nn.Module, tokens: Tensor) -> Tensor:
+def _encode_short(clip: Any, tokens: Tensor) -> Tensor:
     """Encode texts without the padding that all of them share."""
     tokens = tokens[:, : int(end_positions(tokens).max()) + 1]
     states = text_states(clip, tokens)  # [B,L,W]
