@@ -208,9 +208,11 @@ class TrainConfig(_Section):
     lr_first: Rate
     """Learning rate in task 1."""
     lr_later: Rate
-    """Learning rate of the attention adapters (or of CLIP) in later tasks."""
+    """Learning rate of the attention adapters in later tasks."""
     lr_scalars: Rate
     """Learning rate of fusion scalars and task prototypes in later tasks."""
+    lr_clip: Rate
+    """Learning rate of the methods that train all of CLIP, in every task."""
     weight_decay: Weight
     eps: Rate
     clip_norm: Rate

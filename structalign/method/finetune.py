@@ -16,10 +16,9 @@ class Finetune(Method):
     trains_clip: ClassVar[bool] = True
 
     def parameter_groups(self) -> list[dict[str, object]]:
-        """Put every trained weight into one group with the task's rate."""
-        rate = self.config.train.lr_first if self.task == 1 else self.config.train.lr_later
+        """Put every trained weight into one group."""
         weights = [weight for weight in self.retriever.parameters() if weight.requires_grad]
-        return [{"name": "clip", "params": weights, "lr": rate}]
+        return [{"name": "clip", "params": weights, "lr": self.config.train.lr_clip}]
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Contrast the batch's global text and video features, each (B, D)."""
