@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: setup repro test lint format
+.PHONY: setup repro test lint format show compare
 
 setup: $(READY)
 
@@ -19,6 +19,15 @@ repro: $(READY)
 
 test: $(READY)
 	pytest -n 2 --dist loadfile
+
+show: $(READY)
+	@dvc exp show --only-changed --no-pager --drop '.*sha256|Created|about|tasks.*|last|data_fingerprint|.*seconds.*|(data|models|stages|structalign|conf|plots|metrics)/.*'
+
+# make compare DATA=msrvtt K=20 STUDY=methods
+DATA ?= shapes
+STUDY ?= methods
+compare: $(READY)
+	python -m stages.compare --study $(STUDY) --data $(DATA) $(if $(K),--K $(K))
 
 lint: $(READY)
 	ruff check .

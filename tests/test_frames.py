@@ -239,6 +239,12 @@ def test_a_clip_that_starts_after_the_end(tmp_path: Path) -> None:
     assert refusal(path, 1.5, 2) == "the clip starts at 1.5 s, but the video is 1.00 s long"
 
 
+def test_a_size_that_changes(tmp_path: Path) -> None:
+    parts = [write_video(tmp_path / f"{size}.h264", counted(12, size, 64)).read_bytes() for size in (48, 96)]
+    (tmp_path / "a.h264").write_bytes(b"".join(parts))
+    assert "size of the frames changes" in refusal(tmp_path / "a.h264")
+
+
 def test_a_playlist_cannot_make_the_machine_fetch(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"

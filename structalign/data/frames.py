@@ -124,7 +124,7 @@ def _decode_all(clips: list[Clip], videos: Path, frames: FramesConfig, workers: 
 
 
 def _decode_parallel(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
-    """Decode in processes: two decoders in one process wait for each other's Python, and one's crash ends both."""
+    """Decode in processes: threads are no faster, and there a video that crashes the decoder would end the stage."""
     # Children of a fork server do not inherit the parent's threads and locks, which a forked decoder may hang on.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -142,7 +142,7 @@ def _decode_parallel(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
     except BrokenProcessPool:
         # Jobs start in order, so the first unfinished ones are those that were under way.
         unfinished = [job for job, future in running if future.exception() is not None]
-        suspects = ", ".join(request.path.name for request, _ in unfinished[:workers])
+        suspects = ", ".join(dict.fromkeys(request.path.name for request, _ in unfinished[:workers]))
         raise UserError(
             f"a decoding process died (killed, or out of memory) while it read one of {suspects}: "
             "lower machine.workers, or remove the video if it is always the same, and run again"

@@ -136,9 +136,13 @@ def decode(request: Request) -> list[np.ndarray]:
     reasons = []
     for name, read, failures in _readers(request.path):
         try:
-            return read(request)
+            frames = read(request)
         except failures as error:
             reasons.append(f"{name}: {getattr(error, 'strerror', None) or _shortened(error)}")
+            continue
+        if len({frame.shape for frame in frames}) > 1:
+            raise UndecodableError("the size of the frames changes within the clip")
+        return frames
     raise UndecodableError("; ".join(reasons))
 
 
@@ -178,8 +182,6 @@ def _read_needed(request: Request) -> list[np.ndarray]:
     found: dict[int, np.ndarray] = {}
     for frame in _decode_needed(request.path, packets, set(moments)):
         found[int(frame.pts or 0)] = _picture(frame, request.short_side)
-    if len({frame.shape for frame in found.values()}) > 1:
-        raise UndecodableError("the size of the frames changes within the clip")
     return [found[moment] for moment in moments]
 
 
