@@ -83,7 +83,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, MemoryError):
-        return "out of memory: lower train.batch_size, evaluate.batch_size or frames.workers"
+        return "out of memory: lower train.batch_size, evaluate.batch_size or machine.workers"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"disk full while writing {error.filename or 'an output'}: free some space and run again"
     return " ".join(str(error).split())

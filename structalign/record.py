@@ -126,6 +126,8 @@ def metrics_row(
         **recall_over_all(ranking),
         "v2t": video_to_text(ranking),
         "bwf": metrics.backward_forgetting(matrix, weights),
+        "backward_transfer": metrics.backward_transfer(matrix),
+        "max_forgetting": metrics.max_forgetting(matrix),
         "A": accuracy,
         "task": within,
         "geometry": class_geometry(features),

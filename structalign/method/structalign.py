@@ -83,8 +83,9 @@ class StructAlign(AdapterMethod):
             terms["etf"] = self._etf(self.prototypes, words, mask, frames, batch.category, pseudo)
         if pseudo is not None and weights.pseudo_weight > 0:
             text, video, _ = (part[: len(batch.tokens)] for part in pseudo)  # B of the 2B pairs
-            scale = self.retriever.log_scale
-            terms["pseudo"] = losses.pseudo_contrastive(words, mask, frames, text, video, scale)
+            terms["pseudo"] = losses.pseudo_contrastive(
+                words, mask, frames, text, video, self.retriever.log_scale, weights.same_video, batch.video
+            )
         terms["total"] = losses.total(
             base,
             terms.get("etf"),
