@@ -12,12 +12,12 @@ from torch.nn.functional import normalize
 from structalign.checkpoint import Checkpoint
 from structalign.config import Config
 from structalign.data.manifest import raw_folder, read_manifest
+from structalign.data.split import read_task
 from structalign.encode import encode_texts
 from structalign.errors import UserError
 from structalign.evaluate import query_scores
 from structalign.gallery import TaskGallery, load_galleries
 from structalign.learner import Learner
-from structalign.record import Record
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,11 @@ class SearchIndex:
         if not 1 <= after <= config.K:
             raise UserError(f"--after {after}: tasks go from 1 to {config.K}")
         checkpoint = Checkpoint.load(Path(f"models/task-{after:02d}"))
-        record = Record.load(Path(f"metrics/task-{after:02d}"))
+        split = read_task(Path(f"data/split/task-{after:02d}.json"))
         self.config, self.after = config, after
         self.galleries = load_galleries(Path(f"data/gallery/after-{after:02d}"))
         self.categories = checkpoint.categories
-        count = max(len(self.categories), int(record.features["classes"].max()) + 1)
-        self.learner = Learner(config, count, checkpoint)
+        self.learner = Learner(config, split.num_categories, checkpoint)
         self.captions = {clip.id: clip.captions[0] for clip in read_manifest(raw_folder(config) / "manifest.jsonl")}
 
     def search(self, query: str, top: int) -> list[Hit]:

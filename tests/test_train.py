@@ -32,6 +32,7 @@ MODEL = {
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 COLOURS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200), "white": (230, 230, 230)}
+RATES = ("lr_first", "lr_later", "lr_scalars")
 TRAINED = sorted(set(CLASSES) - {"zeroshot"})
 
 
@@ -50,7 +51,7 @@ def config_for(method: str, **changes: Any) -> Config:
     own = yaml.safe_load((ROOT / f"conf/method/{method}.yaml").read_text())
     tiny = {
         "model": {"adapter_layers": 1, "experts": 3, "rank": 4, "lora_alpha": 8},
-        "train": {"epochs": 4, "batch_size": 8, "lr_first": 2e-3, "lr_later": 2e-3, "lr_scalars": 2e-3, "lr_clip": 1e-3},
+        "train": {"epochs": 4, "batch_size": 8, "lr_clip": 1e-3, **dict.fromkeys(RATES, 2e-3)},
     }
     for section in (tiny, own, changes):
         for key, value in section.items():
@@ -131,7 +132,9 @@ def test_stablefusion_without_its_cross_task_loss_is_plain_contrastive_training(
 
 
 @pytest.mark.parametrize("name", ["structalign", "zscl"])
-def test_interrupted_training_ends_with_the_same_bits(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_training_ends_with_the_same_bits(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     config = config_for(name)
     method, data = start(config, 2)

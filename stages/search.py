@@ -1,0 +1,106 @@
+"""Ask the trained system: rank the gallery as stored after a task, with the model as it was then.
+
+    python -m stages.search "a red triangle with a blue core falling over dark bars" --after 5 --top 8
+    python -m stages.search "a red triangle falling" --compare 1,5
+
+prints a table and writes a contact sheet of the frames, the best word-frame matches framed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+
+from structalign.config import Config
+from structalign.data.frames import FrameStore
+from structalign.errors import UserError
+from structalign.log import configure, log
+from structalign.search import Hit, SearchIndex
+
+HEIGHT = 112
+"""Pixels of a frame in the contact sheet."""
+
+MARGIN = 24
+"""Pixels above each row, for its title."""
+
+MARK = (213, 94, 0)
+
+
+def hits_table(query: str, after: int, hits: list[Hit]) -> Table:
+    """Tabulate what was found: a row a video."""
+    table = Table(title=f"{query!r}, after task {after}", title_justify="left")
+    for column in ("rank", "score", "clip", "category", "task", "caption", "best frame of each word"):
+        table.add_column(column, overflow="fold")
+    for hit in hits:
+        words = " ".join(f"{word}:{frame}" for word, frame in hit.matches)
+        table.add_row(str(hit.rank), f"{hit.score:.2f}", hit.clip, hit.category, str(hit.task), hit.caption, words)
+    return table
+
+
+def contact_sheet(hits: list[Hit], store: FrameStore) -> Image.Image:
+    """Draw the frames of each video in a row; frames that a word matches best have a mark around them."""
+    rows = []
+    for hit in hits:
+        matched = {frame for _, frame in hit.matches}
+        frames = [Image.fromarray(frame) for frame in store.read(hit.clip)]
+        width = round(HEIGHT * frames[0].width / frames[0].height)
+        row = Image.new("RGB", (width * len(frames), HEIGHT + MARGIN), "white")
+        draw = ImageDraw.Draw(row)
+        draw.text((4, 6), f"{hit.rank}. {hit.clip} ({hit.category}): {hit.caption}", fill="black")
+        for number, frame in enumerate(frames):
+            row.paste(frame.resize((width, HEIGHT), Image.Resampling.BICUBIC), (number * width, MARGIN))
+            if number in matched:
+                box = (number * width, MARGIN, (number + 1) * width - 1, MARGIN + HEIGHT - 1)
+                draw.rectangle(box, outline=MARK, width=4)
+        rows.append(row)
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def parse_tasks(text: str) -> list[int]:
+    """Read `1,5` as task numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--compare {text}: expected task numbers such as 1,5") from None
+
+
+def main() -> None:
+    """Parse the command line and search."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("query", help="what the video should show")
+    parser.add_argument("--after", type=int, default=None, help="task that answers (default: the last)")
+    parser.add_argument("--compare", default=None, metavar="T,U", help="answer after several tasks, one table each")
+    parser.add_argument("--top", type=int, default=8, help="videos to show (default: %(default)s)")
+    parser.add_argument("--params", default="params.yaml", help="parameters of the run (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("plots/search"), help="folder of the contact sheets")
+    args = parser.parse_args()
+    configure()
+    try:
+        config = Config.load(args.params)
+        tasks = parse_tasks(args.compare) if args.compare else [args.after or config.K]
+        args.output.mkdir(parents=True, exist_ok=True)
+        store = FrameStore(Path("data/frames"))
+        for after in tasks:
+            hits = SearchIndex(config, after).search(args.query, args.top)
+            Console(width=None if sys.stdout.isatty() else 160).print(hits_table(args.query, after, hits))
+            path = args.output / f"after-{after:02d}.png"
+            contact_sheet(hits, store).save(path)
+            log.info(f"contact sheet: {path}")
+    except UserError as error:
+        log.error(str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
