@@ -18,7 +18,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from structalign.data.shapes import PROMPTS, stills
 from structalign.log import progress
-from structalign.model.backbone import CLIP_LOG_SCALE, ClipInfo, end_positions, project_text, text_states
+from structalign.method.losses import scl
+from structalign.method.similarity import word_frame_similarity
+from structalign.model.backbone import CLIP_LOG_SCALE, ClipInfo, end_positions, project_text, text_states, word_mask
 from structalign.seeding import derive_seed, seed_everything
 
 BATCH = 128
@@ -79,23 +81,27 @@ def _pixels(images: np.ndarray) -> Tensor:
 
 
 def _loss(clip: Any, pixels: Tensor, tokens: Tensor, attributes: Tensor) -> Tensor:
-    """Tell attributes by their prompts, and images by their captions.
+    """Tell attributes by their prompts, and images by their captions and by their captions' words.
 
     `tokens` holds all prompts, then captions of the first images; `attributes` (5, B) says which prompts are true.
-    Captions alone teach little in so few steps: most of what tells them apart is easy, and hides the rest.
+    Captions alone teach little in so few steps: most of what tells them apart is easy, and hides the rest. A real
+    CLIP's word states mean something to images after its 400 million pairs; here they have to be told to.
     """
-    images = normalize(clip.encode_image(pixels), dim=-1)  # [B,D]
-    texts = normalize(_encode_short(clip, tokens), dim=-1)  # [prompts + captions,D]
-    logits = clip.logit_scale.exp() * images @ texts.T
+    features = clip.encode_image(pixels)  # [B,D]
+    words, mask, texts = _encode_texts(clip, tokens)
+    logits = clip.logit_scale.exp() * normalize(features, dim=-1) @ normalize(texts, dim=-1).T
     *by_attribute, by_caption = logits.split([*(len(texts) for texts in PROMPTS), CAPTIONS], dim=1)
     told = sum(cross_entropy(part, value) for part, value in zip(by_attribute, attributes, strict=True))
     pairs = by_caption[:CAPTIONS]
     own = torch.arange(CAPTIONS)
-    return told + cross_entropy(pairs, own) + cross_entropy(pairs.T, own)
+    stills = features[:CAPTIONS, None]  # [captions,1,D]: videos of a single frame
+    by_word = word_frame_similarity(stills, words[-CAPTIONS:], mask[-CAPTIONS:])
+    return told + cross_entropy(pairs, own) + cross_entropy(pairs.T, own) + scl(by_word, CLIP_LOG_SCALE)
 
 
-def _encode_short(clip: Any, tokens: Tensor) -> Tensor:
-    """Encode texts without the padding that all of them share."""
+def _encode_texts(clip: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Words (T, L, D), their mask (T, L) and global features (T, D), without the padding that all texts share."""
     tokens = tokens[:, : int(end_positions(tokens).max()) + 1]
-    states = text_states(clip, tokens)  # [B,L,W]
-    return project_text(clip, states[torch.arange(len(tokens)), end_positions(tokens)])
+    states = text_states(clip, tokens)  # [T,L,W]
+    features = project_text(clip, states)  # [T,L,D]
+    return features, word_mask(tokens), features[torch.arange(len(tokens)), end_positions(tokens)]
