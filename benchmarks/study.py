@@ -2,14 +2,13 @@
 
     python -m benchmarks.study --study ablation --seeds 0,1,2 --jobs 2 --output docs/ablation
 
-For long ablations on a small machine: a third of such a run under DVC is the start-up of its stages. Nothing is cached;
-finished runs are kept under `.cache/study` and not run again. `python -m stages.compare` does the same through DVC.
+For long ablations on a small machine, where the start-up of stages is a good part of a run under DVC. Finished runs
+are kept under `.cache/study` and not run again. `python -m stages.compare` does the same through DVC.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,6 +22,7 @@ from stages import backbone, download, evaluate, frames, report, split, train
 from stages.compare import read_study, write
 from stages.params import compose
 from structalign.config import Config
+from structalign.files import read_json
 from structalign.log import configure, log
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,10 +64,8 @@ def run(folder: Path, shared: Path, overrides: list[str]) -> dict[str, Any]:
             train.main(config, task)
             evaluate.main(config, task)
         report.main(config)
-    record = json.loads(
-        (folder / f"metrics/task-{len(list(folder.glob('models/task-*'))) - 1:02d}/recall.json").read_text()
-    )
-    return {**json.loads((folder / "metrics/summary.json").read_text()), "first_r1": record["rows"][0]["r1"]}
+    first = read_json(max(folder.glob("metrics/task-*")) / "recall.json")["rows"][0]
+    return {**read_json(folder / "metrics/summary.json"), "first_r1": first["r1"], "first_r10": first["r10"]}
 
 
 def main() -> None:
