@@ -81,11 +81,12 @@ def main() -> None:
     rows = []
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         shared = {seed: work / f"seed-{seed}" for seed in seeds}
-        made = {seed: pool.submit(prepare, shared[seed], [f"seed={seed}"]) for seed in seeds}
+        made = [pool.submit(prepare, shared[seed], [f"seed={seed}"]) for seed in seeds]
+        for preparation in made:
+            preparation.result()
         runs = {}
-        for seed in seeds:
-            made[seed].result()
-            for label, overrides in study.items():
+        for label, overrides in study.items():
+            for seed in seeds:
                 folder = work / f"{args.study}-{label}-{seed}".replace(" ", "-").replace("=", "-")
                 runs[pool.submit(run, folder, shared[seed], [*overrides, f"seed={seed}"])] = (label, seed)
         for future in as_completed(runs):
