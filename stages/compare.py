@@ -115,7 +115,10 @@ def write(runs: pd.DataFrame, labels: list[str], reference: str, folder: Path) -
     atomic_write_text(folder / "runs.csv", runs.to_csv(index=False, lineterminator="\n"))
     atomic_write_text(folder / "table.md", to_markdown(comparison_table(runs, labels, reference)))
     points = runs.rename(columns={"label": "method", "method": "_method"}).to_dict("records")
-    figures.save(figures.recall_against_bwf(points), folder / "figure.png")
+    figure = figures.recall_against_bwf(points)
+    warnings = sorted({str(text) for text in runs.get("warning", pd.Series(dtype=str)).dropna()})
+    figures.footnote(figure, f"{len(runs)} runs over {runs.seed.nunique()} seeds", "; ".join(warnings))
+    figures.save(figure, folder / "figure.png")
 
 
 def main() -> None:

@@ -1,0 +1,187 @@
+"""Nothing half-written is ever taken for whole, no stage runs twice at once, and errors are one line."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.run import alone, describe
+from structalign.checkpoint import Checkpoint
+from structalign.compare import comparison_table, paired_difference
+from structalign.errors import UserError
+from structalign.files import atomic_write, atomic_write_json, atomic_write_text, fresh_dir, read_json
+from structalign.gallery import TaskGallery, copy_galleries, fingerprint, load_galleries, save_index
+from structalign.resume import resume_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    atomic_write_text(tmp_path / "file", "old")
+    with pytest.raises(OSError, match="full"), atomic_write(tmp_path / "file") as stream:
+        stream.write(b"half")
+        raise OSError(errno.ENOSPC, "disk full")
+    assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_fresh_dir_replaces_on_success_and_vanishes_on_failure(tmp_path: Path) -> None:
+    with fresh_dir(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+    with pytest.raises(RuntimeError), fresh_dir(tmp_path / "out") as folder:
+        (folder / "b").write_text("2")
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_fresh_dir_clears_what_a_killed_stage_left(tmp_path: Path) -> None:
+    (tmp_path / ".out.abc").mkdir()
+    (tmp_path / ".out.abc" / "half").write_text("x")
+    with fresh_dir(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_json_refuses_numbers_that_json_lacks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        atomic_write_json(tmp_path / "file.json", {"r1": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file.json").write_text('{"half": ')
+    with pytest.raises(UserError, match=r"file\.json"):
+        read_json(tmp_path / "file.json")
+
+
+def test_a_stage_that_still_runs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    held = "import sys; from stages.run import alone\nwith alone('train-01'): print('held', flush=True); sys.stdin.read()"
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", held]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"process {other.pid}"), alone("train-01"):
+            pass
+        with alone("train-02"):
+            pass
+        other.communicate("")
+    with alone("train-01"):
+        pass
+
+
+def test_errors_are_described_in_one_line() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "data/frames/shard-0000.zip")
+    assert describe(full).startswith("disk full while writing data/frames/shard-0000.zip")
+    assert "\n" not in describe(UserError("first\nsecond"))
+    assert "batch_size" in describe(MemoryError())
+
+
+def checkpoint() -> Checkpoint:
+    weights = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(1)}
+    return Checkpoint(2, "structalign", ["cats", "dogs"], weights, {"means": torch.eye(2)})
+
+
+def test_checkpoint_comes_back_bit_for_bit_and_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        checkpoint().save(tmp_path / name)
+    back = Checkpoint.load(tmp_path / "one")
+    assert back.categories == ["cats", "dogs"]
+    assert torch.equal(back.weights["a.weight"], checkpoint().weights["a.weight"])
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["adapters.safetensors", "memory.safetensors", "state.json"])
+def test_truncated_checkpoint_is_named(tmp_path: Path, name: str) -> None:
+    checkpoint().save(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=name):
+        Checkpoint.load(tmp_path)
+
+
+def gallery(task: int) -> TaskGallery:
+    frames = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(task))
+    return TaskGallery(task, [f"{task}a", f"{task}b"], [0, 1], ["x", "y", "z"], [0, 1, 1], frames)
+
+
+def test_galleries_travel_unchanged(tmp_path: Path) -> None:
+    first, second = tmp_path / "after-01", tmp_path / "after-02"
+    for folder in (first, second):
+        folder.mkdir()
+    gallery(1).save(first)
+    save_index(first, 1)
+    copy_galleries(first, second)
+    gallery(2).save(second)
+    save_index(second, 2)
+    loaded = load_galleries(second)
+    assert [item.task for item in loaded] == [1, 2]
+    assert torch.equal(loaded[0].frames, gallery(1).frames)
+    assert (first / "task-01.safetensors").read_bytes() == (second / "task-01.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["task-01.safetensors", "task-01.json", "tasks.json"])
+def test_damaged_gallery_is_named(tmp_path: Path, name: str) -> None:
+    gallery(1).save(tmp_path)
+    save_index(tmp_path, 1)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=name.split(".")[0]):
+        load_galleries(tmp_path)
+
+
+def test_fingerprint_tells_other_queries_apart() -> None:
+    changed = gallery(1)
+    changed.queries = ["x", "y", "another"]
+    assert fingerprint([gallery(1)]) == fingerprint([gallery(1)])
+    assert fingerprint([gallery(1)]) != fingerprint([changed])
+
+
+def test_temporary_copies_of_dvc_share_the_projects_resume_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / ".dvc/tmp/exps/tmpabc"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    assert resume_folder() == tmp_path / ".cache/resume"
+    monkeypatch.chdir(tmp_path)
+    assert resume_folder() == tmp_path / ".cache/resume"
+
+
+def test_paired_differences_and_table() -> None:
+    import pandas as pd
+
+    runs = pd.DataFrame(
+        [
+            {
+                "label": label,
+                "seed": seed,
+                "r1": r1 + seed,
+                "bwf": 1.0,
+                "trained_parameters": 10,
+                "train_seconds": 5.0,
+            }
+            for label, r1 in (("full", 20.0), ("less", 18.0))
+            for seed in (0, 1, 2)
+        ]
+    )
+    full, less = (runs[runs.label == label].set_index("seed").r1 for label in ("full", "less"))
+    difference = paired_difference(less, full)
+    assert (difference.mean, difference.low, difference.high, difference.seeds) == (-2.0, -2.0, -2.0, 3)
+    noisy = paired_difference(less + pd.Series({0: 1.0, 1: 0.0, 2: -1.0}), full)
+    assert noisy.low == pytest.approx(-2 - 4.3027 / 3**0.5, abs=1e-3)  # t of 2 degrees, deviation 1
+    assert paired_difference(less[:1], full).seeds == 1
+    table = comparison_table(runs, ["full", "less", "absent"], "full")
+    assert list(table.run) == ["full", "less"]
+    assert table["R@1"][0] == "21.00 ± 1.00"
