@@ -62,7 +62,13 @@ def test_damaged_json_is_named(tmp_path: Path) -> None:
 
 def test_a_stage_that_still_runs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    held = "import sys; from stages.run import alone\nwith alone('train-01'): print('held', flush=True); sys.stdin.read()"
+    held = """
+import sys
+from stages.run import alone
+with alone("train-01"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", held]
     with subprocess.Popen(
