@@ -38,8 +38,8 @@ MOTIONS = ("sliding", "falling", "rising", "orbiting", "growing", "shrinking", "
 PATTERNS = ("bars", "pillars", "slopes", "checks", "dots", "grid", "rings", "waves", "speckles", "fog")
 TONES = ("dark", "pale")
 
-LIGHTS = (0, 2, 4, 1, 3, 5, 2, 0, 5, 4, 1, 3, 4, 5, 0, 2, 3, 1, 5, 3)
-"""Per world, how many steps of 60 degrees its light turns a colour."""
+LIGHTS = (1, 3, 5, 2, 4, 2, 5, 1, 4, 3, 4, 1, 3, 5, 2, 3, 2, 4, 1, 5)
+"""Per world, how many steps of 60 degrees its light turns a colour; never 0, which would leave nothing to learn."""
 
 CAPTIONS = (
     "a {colour} {shape} with a {core} core {motion} over {world}",
