@@ -68,9 +68,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = Project(folder)
     (folder / "dvc.lock").unlink(missing_ok=True)
     made.run("git", "init", "--quiet")
+    made.run("git", "config", "user.name", "tests")  # DVC commits experiments, and a bare machine knows no name
+    made.run("git", "config", "user.email", "tests@example.org")
     made.run(sys.executable, "-m", "stages.params", "K=2", *TINY)
     made.run("git", "add", "--all")
-    made.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "start")
+    made.run("git", "commit", "--quiet", "-m", "start")
     made.run("dvc", "repro")
     return made
 
