@@ -21,11 +21,13 @@ from structalign.gallery import TaskGallery, load_galleries
 from structalign.learner import Learner
 from structalign.log import log
 from structalign.resume import ResumeFile, fingerprint
+from structalign.seeding import use_threads
 from structalign.train import Cost, LossCurve, Trainer
 
 
 def main(config: Config, task: int) -> None:
     """Train one task: from models/task-(NN-1) to models/task-NN."""
+    use_threads(config.threads)
     split = read_task(Path(f"data/split/task-{task:02d}.json"))
     previous = Checkpoint.load(Path(f"models/task-{task - 1:02d}"))
     learner = Learner(config, split.num_categories, previous)

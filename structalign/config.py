@@ -275,6 +275,9 @@ class Config(_Section):
     """Number of tasks."""
     seed: Count
     """The one seed: data, split, initialisation, order and noise all follow from it."""
+    threads: Positive | Auto
+    """CPU threads that PyTorch computes with; results depend on them in the last bits, which training magnifies.
+    auto: one per core, so that machines of different sizes differ."""
     tasks: dict[str, TaskEntry]
     last: str
     data: Data

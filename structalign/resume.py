@@ -31,7 +31,7 @@ def fingerprint(config: Config, task: int) -> str:
     task : int
         The task, from 1.
     """
-    sections = ("K", "seed", "method", "model", "similarity", "etf", "loss", "train")
+    sections = ("K", "seed", "threads", "method", "model", "similarity", "etf", "loss", "train")
     digest = hashlib.sha256(
         json.dumps(config.model_dump(mode="json", include=set(sections)), sort_keys=True).encode()
     )

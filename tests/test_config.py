@@ -96,6 +96,7 @@ def test_bad_override_is_named_and_leaves_the_file_alone(tmp_path: Path, overrid
         ("last", "04", "disagrees with tasks"),
         ("seed", -1, "seed = -1"),
         ("seed", "zero", "seed = 'zero'"),
+        ("threads", 0, "threads = 0"),
         ("data.name", "imagenet", "data.name = 'imagenet'.*shapes, msrvtt, actnet, local"),
         ("data.protocol", "published", "data.protocol = 'published'"),
         ("data.categories", 0, "data.categories = 0"),

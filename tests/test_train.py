@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from structalign.method.registry import CLASSES, build_method, method_class
 from structalign.model.backbone import ClipInfo
 from structalign.model.retriever import Retriever
 from structalign.resume import ResumeFile
+from structalign.seeding import use_threads
 from structalign.train import Trainer, learning_rate_factor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -216,3 +218,15 @@ def test_cosine_falls_to_zero_and_the_released_schedule_comes_back_up() -> None:
     assert learning_rate_factor(100, 100, 10, "cosine") == pytest.approx(0, abs=1e-12)
     assert learning_rate_factor(55, 100, 10, "released") == pytest.approx(0, abs=1e-12)
     assert learning_rate_factor(100, 100, 10, "released") == pytest.approx(1)
+
+
+def test_the_number_of_threads_is_a_parameter_and_not_the_machines() -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 1):
+            use_threads(threads)
+            assert torch.get_num_threads() == threads
+        use_threads("auto")
+        assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+    finally:
+        torch.set_num_threads(before)
