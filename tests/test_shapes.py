@@ -18,6 +18,7 @@ from structalign.data.shapes import (
     SIZE,
     Scene,
     _palette,
+    _plan,
     draw,
     encode,
     film,
@@ -76,12 +77,24 @@ def test_videos_decode_to_what_was_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("light", range(1, 6))
-def test_a_worlds_light_turns_colours(light: int) -> None:
+def test_a_worlds_light_turns_cores_and_nothing_else(light: int) -> None:
     world = next(world for world in worlds(20) if world.light == light)
-    images = film(Scene(world, colour=1, core=3, shape=1, motion=MOTIONS.index("shaking"), seed=0))
-    expected = _palette()[(3 + light) % len(COLOURS)] * 255
-    reddest = np.abs(images[0].reshape(-1, 3) - expected).sum(axis=1).min()
-    assert reddest < 60  # the core shows the turned colour
+    shape, core = 1, 3 if light != 4 else 4  # so that the core does not look like the shape around it
+    images = film(Scene(world, colour=shape, core=core, shape=1, motion=MOTIONS.index("shaking"), seed=0))
+    shown = {hue: _pixels_near(images[0], _palette()[hue]) for hue in range(len(COLOURS))}
+    assert {hue for hue, count in shown.items() if count > 20} == {shape, (core + light) % len(COLOURS)}
+
+
+def _pixels_near(image: np.ndarray, colour: np.ndarray) -> int:
+    distance = np.abs(image.astype(int) - colour * 255).sum(axis=-1)  # [H,W]
+    return int((distance < 60).sum())
+
+
+def test_cores_stand_out_from_the_shapes_around_them() -> None:
+    for world in worlds(20):
+        scenes = [scene for _, scene in _plan(world, np.random.default_rng(0), 100, 200)]
+        assert all(scene.colour != scene.core for scene in scenes)
+        assert all(scene.colour != (scene.core + world.light) % len(COLOURS) for scene in scenes)
 
 
 def test_every_light_but_white_shines_on_as_many_worlds() -> None:

@@ -1,9 +1,10 @@
 """The built-in benchmark: small generated videos of moving shapes in twenty worlds.
 
-A category is a world: a background of its own (a pattern, dark or pale) under a light of its own, which turns all
-colours by the same angle. So `red` looks red in one world, green in the next and blue in a third: a word's look
-depends on the category, what is learnt of it in one task misleads in another, and fine-tuning forgets. Shapes look
-the same everywhere. Motions have words that the still-image CLIP has never read.
+A category is a world: a background of its own (a pattern, dark or pale) and a light of its own, in which the cores
+of shapes glow in other colours than their names say, all turned by the same angle. So a `red core` looks green in one
+world and blue in the next: what is learnt of the words in one task misleads in another, and fine-tuning forgets. The
+shapes around the cores look the same everywhere, which is what an unadapted CLIP finds videos by. Motions have words
+that the still-image CLIP has never read.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ NUM_IMAGES = 24
 """Images per video, at 8 per second."""
 
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "pink")
-"""In steps of 60 degrees of hue, so that a world's light maps colours onto each other."""
+"""In steps of 60 degrees of hue, so that a world's light maps them onto each other."""
 
 SHAPES = ("circle", "square", "triangle", "cross")
 MOTIONS = ("sliding", "falling", "rising", "orbiting", "growing", "shrinking", "blinking", "shaking")
@@ -39,7 +40,7 @@ PATTERNS = ("bars", "pillars", "slopes", "checks", "dots", "grid", "rings", "wav
 TONES = ("dark", "pale")
 
 LIGHTS = (1, 3, 5, 2, 4, 2, 5, 1, 4, 3, 4, 1, 3, 5, 2, 3, 2, 4, 1, 5)
-"""Per world, how many steps of 60 degrees its light turns a colour; never 0, which would leave nothing to learn."""
+"""Per world, how many steps of 60 degrees its light turns a core; never 0, which would leave less to learn."""
 
 CAPTIONS = (
     "a {colour} {shape} with a {core} core {motion} over {world}",
@@ -88,7 +89,7 @@ def draw(
     Parameters
     ----------
     pattern, tone, hue, core, shape : ndarray, shape (B,), int
-        Positions in `PATTERNS`, `TONES`, `COLOURS` (of the shape and of its core, the light applied) and `SHAPES`.
+        Positions in `PATTERNS`, `TONES`, `COLOURS` (of the shape, and of its core as it looks) and `SHAPES`.
     centre : ndarray, shape (B, 2)
         x and y of the shape, from -1 (left, top) to 1.
     radius : ndarray, shape (B,)
@@ -202,7 +203,7 @@ class Scene:
     seed: int
 
     def caption(self, template: str) -> str:
-        """Describe the video; the colour is the one before the world's light."""
+        """Describe the video; the core is named as it is in white light."""
         return template.format(
             colour=COLOURS[self.colour],
             core=COLOURS[self.core],
@@ -221,7 +222,7 @@ def film(scene: Scene) -> np.ndarray:
     return draw(
         pattern=repeat + scene.world.pattern,
         tone=repeat + scene.world.tone,
-        hue=repeat + (scene.colour + scene.world.light) % len(COLOURS),
+        hue=repeat + scene.colour,
         core=repeat + (scene.core + scene.world.light) % len(COLOURS),
         shape=repeat + scene.shape,
         centre=centre,
@@ -305,12 +306,14 @@ def generate(root: Path, seed: int, categories: int, train_videos: int, test_vid
 
 def _plan(world: World, random: np.random.Generator, train: int, test: int) -> list[tuple[Clip, Scene]]:
     """Choose what a world's videos show, and what their captions say."""
-    sizes = (len(COLOURS), len(COLOURS) - 1, len(SHAPES), len(MOTIONS))
+    # A core neither is called by the colour around it nor looks like it in this world's light.
+    steps = [step for step in range(1, len(COLOURS)) if (step + world.light) % len(COLOURS)]
+    sizes = (len(COLOURS), len(steps), len(SHAPES), len(MOTIONS))
     combos = random.permutation(math.prod(sizes))[: train + test]
     plans = []
     for number, combo in enumerate(combos):
         colour, other, shape, motion = (int(part) for part in np.unravel_index(combo, sizes))
-        core = (colour + 1 + other) % len(COLOURS)  # never the colour around it
+        core = (colour + steps[other]) % len(COLOURS)
         scene = Scene(world, colour, core, shape, motion, int(random.integers(2**31)))
         split: Literal["train", "test"] = "train" if number < train else "test"
         templates = CAPTIONS if split == "train" else [CAPTIONS[int(random.integers(len(CAPTIONS)))]]
