@@ -68,6 +68,11 @@ def run(folder: Path, shared: Path, overrides: list[str]) -> dict[str, Any]:
     return {**read_json(folder / "metrics/summary.json"), "first_r1": first["r1"], "first_r10": first["r10"]}
 
 
+def curve_of(folder: Path) -> pd.DataFrame:
+    """Recall by task of a finished run."""
+    return pd.read_csv(folder / "plots/recall_by_task.csv")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", default="ablation")
@@ -78,7 +83,7 @@ def main() -> None:
     configure()
     study, seeds = read_study(args.study), [int(seed) for seed in args.seeds.split(",")]
     work, output = ROOT / ".cache/study", args.output.resolve()
-    rows = []
+    rows, curves = [], []
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         shared = {seed: work / f"seed-{seed}" for seed in seeds}
         made = [pool.submit(prepare, shared[seed], [f"seed={seed}"]) for seed in seeds]
@@ -88,13 +93,15 @@ def main() -> None:
         for label, overrides in study.items():
             for seed in seeds:
                 folder = work / f"{args.study}-{label}-{seed}".replace(" ", "-").replace("=", "-")
-                runs[pool.submit(run, folder, shared[seed], [*overrides, f"seed={seed}"])] = (label, seed)
+                future = pool.submit(run, folder, shared[seed], [*overrides, f"seed={seed}"])
+                runs[future] = (label, seed, folder)
         for future in as_completed(runs):
-            label, seed = runs[future]
+            label, seed, folder = runs[future]
             rows.append({"label": label, "seed": seed, **future.result()})
+            curves.append(curve_of(folder).assign(label=label, seed=seed))
             log.info(f"{label}, seed {seed}: R@1 {rows[-1]['r1']:.2f}, BWF {rows[-1]['bwf']:.2f}")
             os.chdir(ROOT)
-            write(pd.DataFrame(rows), list(study), next(iter(study)), output)
+            write(pd.DataFrame(rows), pd.concat(curves), list(study), next(iter(study)), output)
 
 
 if __name__ == "__main__":

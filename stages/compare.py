@@ -4,13 +4,14 @@
     python -m stages.compare --data msrvtt --K 20      the same on MSR-VTT
     python -m stages.compare --study ablation          the choices within StructAlign, one by one
 
-A study is a file in conf/study/: a label and its overrides per line. Results come as runs.csv, table.md and
-figure.png; a failed experiment is named and the rest continue.
+A study is a file in conf/study/: a label and its overrides per line. Results come as runs.csv, table.md,
+figure.png and by_task.png; a failed experiment is named and the rest continue.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import subprocess
 import sys
 import time
@@ -67,9 +68,10 @@ def queue(experiments: dict[str, list[str]]) -> None:
 
 def run_queue(names: set[str], jobs: int) -> None:
     """Start the workers and wait until no experiment of ours is queued or running."""
-    started = dvc("queue", "start", "--jobs", str(jobs))
+    # Nothing is captured: the workers inherit the pipe, and reading it would wait for the last of them.
+    started = subprocess.run(["dvc", "queue", "start", "--jobs", str(jobs)], stdout=subprocess.DEVNULL, check=False)
     if started.returncode != 0:
-        raise UserError(f"cannot start the queue: {' '.join(started.stderr.split())}")
+        raise UserError("cannot start the queue; `dvc queue start` says why")
     with progress_bar(len(names), "experiments", "run") as bar:
         while True:
             status = queue_status()
@@ -87,30 +89,46 @@ def queue_status() -> dict[str, str]:
     return {words[1]: state for words in lines if len(words) > 2 for state in states if state in words[2:]}
 
 
-def collect(experiments: dict[str, tuple[str, int]]) -> pd.DataFrame:
-    """Read the summaries of finished experiments; name those that have none."""
+def collect(experiments: dict[str, tuple[str, int]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the summaries of finished experiments and their recall by task; name those that have none."""
     import dvc.api
 
     rows: list[dict[str, Any]] = []
+    curves = []
     summaries = {}
     for name, (label, seed) in experiments.items():
         try:
             text = dvc.api.read("metrics/summary.json", rev=name)
+            curve = pd.read_csv(io.StringIO(dvc.api.read("plots/recall_by_task.csv", rev=name)))
         except Exception as error:
             log.error(f"{name}: failed, no result ({type(error).__name__}); see `dvc queue logs {name}`")
             continue
         summaries[name] = yaml.safe_load(text)
         rows.append({"label": label, "seed": seed, "experiment": name, **summaries[name]})
+        curves.append(curve.assign(label=label, seed=seed))
     if not rows:
         raise UserError("no experiment finished; `dvc queue status` and `dvc queue logs NAME` say why")
     for seed in sorted({row["seed"] for row in rows}):
         # Another seed draws other data, so only runs of one seed must agree.
         check_same_data({row["experiment"]: summaries[row["experiment"]] for row in rows if row["seed"] == seed})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), pd.concat(curves)
 
 
-def write(runs: pd.DataFrame, labels: list[str], reference: str, folder: Path) -> None:
-    """Write runs.csv, table.md and figure.png."""
+def write(runs: pd.DataFrame, curves: pd.DataFrame, labels: list[str], reference: str, folder: Path) -> None:
+    """Write runs.csv, table.md, figure.png (recall against forgetting) and by_task.png.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        A row a run, as `structalign.compare.comparison_table` takes them.
+    curves : DataFrame
+        Recall by task of all runs: label, seed, and the columns of `structalign.report.recall_table`.
+    labels : list of str
+        Their order.
+    reference : str
+        The label that the others are paired with.
+    folder : Path
+    """
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_text(folder / "runs.csv", runs.to_csv(index=False, lineterminator="\n"))
     atomic_write_text(folder / "table.md", to_markdown(comparison_table(runs, labels, reference)))
@@ -119,6 +137,11 @@ def write(runs: pd.DataFrame, labels: list[str], reference: str, folder: Path) -
     warnings = sorted({str(text) for text in runs.get("warning", pd.Series(dtype=str)).dropna()})
     figures.footnote(figure, f"{len(runs)} runs over {runs.seed.nunique()} seeds", "; ".join(warnings))
     figures.save(figure, folder / "figure.png")
+    means = curves.groupby(["label", "after"], as_index=False)[["r1", "bwf"]].mean()
+    by_task = {label: means[means.label == label].to_dict("records") for label in labels if label in set(means.label)}
+    figure = figures.compare_recall(by_task)
+    figures.footnote(figure, f"means over {runs.seed.nunique()} seeds", "; ".join(warnings))
+    figures.save(figure, folder / "by_task.png")
 
 
 def main() -> None:
@@ -148,18 +171,23 @@ def compare(args: argparse.Namespace) -> None:
     experiments = {
         experiment_name(args.study, label, seed, common): (label, seed) for seed in seeds for label in study
     }
+    done = finished(set(experiments))
     missing = {
         name: [*common, *study[label], f"seed={seed}"]
         for name, (label, seed) in experiments.items()
-        if name not in finished(set(experiments))
+        if name not in done
     }
-    if missing:
-        queue(missing)
-        run_queue(set(missing), args.jobs)
+    # What the runs of one seed share, data and CLIP, is made by the first of them. Made twice at a time it costs
+    # twice, and DVC was seen to take one's run from its cache before the files were there.
+    first = {experiment_name(args.study, next(iter(study)), seed, common) for seed in seeds} & set(missing)
+    for names, jobs in ((first, 1), (set(missing) - first, args.jobs)):
+        if names:
+            queue({name: missing[name] for name in missing if name in names})
+            run_queue(names, jobs)
     folder = args.output or Path(f"plots/compare/{args.study}-{args.data}")
-    write(collect(experiments), list(study), next(iter(study)), folder)
+    write(*collect(experiments), list(study), next(iter(study)), folder)
     print((folder / "table.md").read_text(encoding="utf-8"))
-    log.info(f"written: {folder}/runs.csv, table.md, figure.png")
+    log.info(f"written: {folder}/runs.csv, table.md, figure.png, by_task.png")
 
 
 if __name__ == "__main__":
