@@ -131,17 +131,24 @@ def backward_forgetting(accuracy: Sequence[Sequence[float]], weights: Sequence[f
 
 
 def backward_transfer(accuracy: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> float:
-    """BWT (Lopez-Paz and Ranzato, 2017): mean over j < t of A[t, j] - A[j, j]. Higher is better."""
+    """Backward transfer, BWT: how much earlier tasks gained since they were learnt. Higher is better.
+
+    The mean over j < t of A[t, j] - A[j, j] (Lopez-Paz and Ranzato, 2017): mammoth's `backward_transfer` and
+    avalanche's `StreamBWT`. What avalanche calls forgetting is its negative, which is `backward_forgetting` with
+    equal weights. Parameters and errors are as there.
+    """
     return 0.0 - backward_forgetting(accuracy, weights)
 
 
 def max_forgetting(accuracy: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> float:
-    """Forgetting (Chaudhry et al., 2018): loss since the best accuracy a task ever had, not since it was learnt.
+    """Max-based forgetting: how far each earlier task is below the best it ever was. Lower is better, at least 0.
 
-    The mean over j < t of max over l in j..t-1 of A[l, j], minus A[t, j]. Lower is better.
+    The mean over j < t of max over l in j..t of A[l, j], minus A[t, j]: mammoth's `forgetting`. A task that is at
+    its best now counts 0. (In Chaudhry et al., 2018, l ends at t - 1, so that such a task counts as a gain.)
+    Parameters and errors are as in `backward_forgetting`.
     """
     rows = _lower_triangle(accuracy)
-    return _weighted([max(row[j] for row in rows[j:-1]) - last for j, last in enumerate(rows[-1][:-1])], weights)
+    return _weighted([max(row[j] for row in rows[j:]) - last for j, last in enumerate(rows[-1][:-1])], weights)
 
 
 def _lower_triangle(accuracy: Sequence[Sequence[float]]) -> list[list[float]]:

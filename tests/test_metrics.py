@@ -126,13 +126,27 @@ def test_matrices_may_be_arrays_with_anything_above_the_diagonal(form) -> None:
 
 def test_backward_transfer_is_its_negative() -> None:
     assert metrics.backward_transfer(SQUARE) == pytest.approx(-0.3)
+    assert metrics.backward_transfer(RAGGED) == pytest.approx(((36 - 40) + (33 - 30)) / 2)
     assert metrics.backward_transfer(RAGGED, [2, 1]) == pytest.approx(-5 / 3)
 
 
 def test_max_forgetting_remembers_the_best_time() -> None:
-    assert metrics.max_forgetting(SQUARE) == pytest.approx(((1 - 0.2) + (0.8 - 1)) / 2)
-    assert metrics.max_forgetting(RAGGED) == pytest.approx(((44 - 36) + (30 - 33)) / 2)
-    assert metrics.max_forgetting(RAGGED, [2, 1]) == pytest.approx((2 * 8 - 3) / 3)
+    # Task 2 is at its best after task 3, and counts 0; what stands above the diagonal does not count.
+    assert metrics.max_forgetting(SQUARE) == pytest.approx(((1 - 0.2) + 0) / 2)
+    assert metrics.max_forgetting(RAGGED) == pytest.approx(((44 - 36) + 0) / 2)
+    assert metrics.max_forgetting(RAGGED, [2, 1]) == pytest.approx(2 * 8 / 3)
+    assert metrics.max_forgetting([[40], [10, 30], [20, 70, 50], [30, 60, 40, 5]]) == pytest.approx(
+        (10 + 10 + 10) / 3
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrays(np.float64, (4, 4), elements=st.integers(0, 100)))
+def test_the_three_measures_agree_where_they_must(matrix: np.ndarray) -> None:
+    assert metrics.backward_transfer(matrix) == -metrics.backward_forgetting(matrix)
+    assert metrics.max_forgetting(matrix) >= max(0, metrics.backward_forgetting(matrix))
+    falling = -np.sort(-matrix, axis=0)  # no task is ever better than when it was learnt
+    assert metrics.max_forgetting(falling) == pytest.approx(metrics.backward_forgetting(falling))
 
 
 @pytest.mark.parametrize("measure", [metrics.backward_forgetting, metrics.backward_transfer, metrics.max_forgetting])
