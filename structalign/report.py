@@ -178,7 +178,9 @@ def summary(run: Run) -> dict[str, Any]:
     -------
     dict
         Recall in percent, ranks from 1, BWF in points, seconds, megabytes; ``warning`` stands in it where the
-        epoch was picked on the test set. Keys whose values were not recorded are left out.
+        epoch was picked on the test set. Keys whose values were not recorded are left out. ``seconds_per_task``
+        is the mean over the tasks that trained (joint training has one, zero-shot CLIP none);
+        ``trained_parameters`` and ``peak_memory_mb`` are the largest of any task.
     """
     final = run.rows[-1]
     numbers: dict[str, Any] = {key: final[key] for key in RECALL_MEASURES}
@@ -190,7 +192,8 @@ def summary(run: Run) -> dict[str, Any]:
     if run.cost:
         seconds = [task["seconds"] for task in run.cost]
         numbers["train_seconds"] = float(sum(seconds))
-        numbers["seconds_per_task"] = float(np.mean(seconds))
+        trained = [task["seconds"] for task in run.cost if task["steps"]]
+        numbers["seconds_per_task"] = float(np.mean(trained)) if trained else 0.0
         for name in ("trained_parameters", "peak_memory_mb"):
             numbers[name] = max(task[name] for task in run.cost)
     numbers["missing_videos"] = sum(task.get("missing", 0) for task in run.tasks)

@@ -152,6 +152,21 @@ def test_summary_holds_the_final_row_and_the_mean_over_tasks(reported: Path) -> 
     assert all(isinstance(value, int | float | str) for value in numbers.values())
 
 
+@pytest.mark.parametrize(("trained", "per_task", "parameters"), [((1,), 30.0, 1000), ((), 0.0, 0)])
+def test_tasks_that_train_nothing_do_not_dilute_the_cost(
+    tmp_path: Path, trained: tuple[int, ...], per_task: float, parameters: int
+) -> None:
+    """Joint training trains once, zero-shot CLIP never."""
+    folder = write_gallery(tmp_path)
+    idle = {"seconds": 0.0, "steps": 0, "trained_parameters": 0, "peak_memory_mb": 400.0}
+    costs = [{**_cost(task), "seconds": 30.0} if task in trained else idle for task in (1, 2, 3)]
+    (folder / "cost.json").write_text(json.dumps(costs))
+    numbers = summary(read_run(folder))
+    assert numbers["train_seconds"] == numbers["seconds_per_task"] == per_task
+    assert numbers["trained_parameters"] == parameters
+    assert numbers["peak_memory_mb"] == (501.0 if trained else 400.0)
+
+
 def test_tables_are_long_and_hold_every_value_once(reported: Path) -> None:
     cells = read_csv(reported / "plots/accuracy_matrix.csv")
     assert [(row["after"], row["task"]) for row in cells] == [
