@@ -130,22 +130,22 @@ class BackboneConfig(_Section):
 class ModelConfig(_Section):
     """Adapters (METHOD.md, section 2)."""
 
-    vision_adapter: Literal["frame_fusion", "lora", "none"]
-    adapter_layers: Count
-    """How many of the last vision blocks carry an adapter."""
+    vision_adapter: Literal["frame_fusion", "lora", "moe", "none"]
+    adapter_layers: Count | Literal["all"]
+    """How many of the last vision blocks carry an adapter; all: every one."""
     vision_rank: Positive
-    """Rank of the vision LoRA."""
-    text_adapter: Literal["experts", "lora", "none"]
+    """Rank of the vision LoRA, and of the vision experts of `moe`."""
+    text_adapter: Literal["experts", "lora", "moe", "none"]
     experts: Positive
-    """LoRA experts per projection, E."""
+    """LoRA experts per projection, E; of `moe`, experts per block."""
     top_k: Positive
-    """Experts that answer for one text."""
+    """Experts that answer for one text; of `moe`, for one text or frame."""
     rank: Positive
-    """Rank r of the text LoRA."""
+    """Rank r of the text LoRA, and of the text experts of `moe`."""
     lora_alpha: Rate
-    """LoRA updates are scaled by lora_alpha / rank."""
+    """LoRA updates, and what the experts of `moe` add, are scaled by lora_alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    """Dropout on the input of LoRA's A."""
+    """Dropout on the input of LoRA's A, and on the hidden states of `moe`'s experts."""
 
     @model_validator(mode="after")
     def _top_k_within_experts(self) -> ModelConfig:
@@ -196,7 +196,9 @@ class LossConfig(_Section):
 class MethodConfig(_Section):
     """Which continual-learning method runs (METHOD.md, section 7)."""
 
-    name: Literal["structalign", "zeroshot", "finetune", "lwf", "vr_lwf", "zscl", "stablefusion", "joint"]
+    name: Literal[
+        "structalign", "zeroshot", "finetune", "lwf", "vr_lwf", "zscl", "moe_adapter", "stablefusion", "joint"
+    ]
 
 
 class TrainConfig(_Section):
@@ -226,6 +228,8 @@ class TrainConfig(_Section):
     """best_on_test: stop after this many epochs without a better R@1 ..."""
     min_epochs: Count
     """... but not before this many."""
+    freeze_experts: bool
+    """moe_adapter: when a task ends, the experts that it used most keep what they learnt."""
     balanced: bool
     """Batches draw categories alike, whatever their number of videos."""
     crop_scale: Annotated[float, Field(gt=0, le=1)]
@@ -339,7 +343,7 @@ def _describe(error: Any) -> str:
     tags = ("shapes", "msrvtt", "actnet", "local")
     # A tagged union adds the tag to the location: data.shapes.categories is data.categories to the user.
     location = [str(part) for index, part in enumerate(error["loc"]) if not (index == 1 and part in tags)]
-    key = ".".join(part for part in location if part not in ("constrained-int", "literal['auto']"))
+    key = ".".join(part for part in location if part not in ("constrained-int", "literal['auto']", "literal['all']"))
     kind, message = error["type"], error["msg"]
     if kind == "extra_forbidden":
         return f"{key}: unknown key"

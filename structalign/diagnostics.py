@@ -32,7 +32,7 @@ def diagnose(
     previous: dict[str, Tensor],
     galleries: list[TaskGallery],
     method: Method,
-    encode_clips: Callable[[list[str]], Tensor],
+    encode_clips: Callable[[list[str], int], Tensor],
     videos_per_class: int,
 ) -> dict[str, Tensor]:
     """Measure the present model on all classes seen so far.
@@ -46,7 +46,7 @@ def diagnose(
     method : Method
         Holds the present model, and the maps to the class prototypes if it has any.
     encode_clips : callable
-        Encodes clip ids into frame features (V, N, D) with the present model.
+        Encodes clip ids of a task into frame features (V, N, D) with the present model.
     videos_per_class : int
         Videos of each class to encode again; 0 leaves the videos' drift out.
 
@@ -102,7 +102,7 @@ def _stored_videos(galleries: list[TaskGallery], chosen: list[list[int]]) -> tup
 
 
 def _current_videos(
-    galleries: list[TaskGallery], chosen: list[list[int]], encode_clips: Callable[[list[str]], Tensor]
+    galleries: list[TaskGallery], chosen: list[list[int]], encode_clips: Callable[[list[str], int], Tensor]
 ) -> Tensor:
     """Encode the chosen videos again; the newest gallery was made by the present model and needs no second look."""
     parts = []
@@ -110,7 +110,7 @@ def _current_videos(
         if gallery is galleries[-1]:
             frames = gallery.frames[positions]
         elif positions:
-            frames = encode_clips([gallery.clips[position] for position in positions])
+            frames = encode_clips([gallery.clips[position] for position in positions], gallery.task)
         else:
             continue
         parts.append(pool_frames(frames))

@@ -15,11 +15,14 @@ QUERY_BATCH = 256
 
 
 @torch.inference_mode()
-def encode_videos(retriever: Retriever, batches: Iterable[Tensor]) -> Tensor:
-    """Encode batches of pixels (B, N, 3, H, W) into frame features (V, N, D) on the CPU, in full precision."""
+def encode_videos(retriever: Retriever, batches: Iterable[Tensor], task: int | None = None) -> Tensor:
+    """Encode batches of pixels (B, N, 3, H, W) into frame features (V, N, D) on the CPU, in full precision.
+
+    `task` is as for `Retriever.encode_video`.
+    """
     retriever.eval()
     device = next(retriever.parameters()).device
-    features = [retriever.encode_video(pixels.to(device))[0].float().cpu() for pixels in batches]
+    features = [retriever.encode_video(pixels.to(device), task)[0].float().cpu() for pixels in batches]
     return torch.cat(features)  # [V,N,D]
 
 

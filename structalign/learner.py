@@ -53,6 +53,7 @@ class Learner:
         self.retriever = self._fresh_retriever()
         if checkpoint.weights:
             self.retriever.load_trained_state(checkpoint.weights)
+        self.retriever.task = max(1, checkpoint.task)
         self.retriever.to(self.device)
         self.method = build_method(config, self.retriever, num_categories)
         self.method.load_state(checkpoint.memory)
@@ -105,8 +106,11 @@ class Learner:
             memory=self.method.state(),
         )
 
-    def encode_clips(self, store: FrameStore, clips: list[str]) -> torch.Tensor:
-        """Encode stored clips as at test time: frame features (V, N, D) on the CPU."""
+    def encode_clips(self, store: FrameStore, clips: list[str], task: int | None = None) -> torch.Tensor:
+        """Encode stored clips as at test time: frame features (V, N, D) on the CPU.
+
+        `task` says whose routers see the clips, where vision has any; the present task's by default.
+        """
         size, workers = self.retriever.image_size, self.config.machine.num_workers
         batches = test_batches(store, clips, size, self.config.evaluate.batch_size, workers)
-        return encode_videos(self.retriever, batches)
+        return encode_videos(self.retriever, batches, task)

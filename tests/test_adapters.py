@@ -18,6 +18,7 @@ from structalign.errors import UserError
 from structalign.model.adapters import Context, FrameFusionAttention, LowRankExperts
 from structalign.model.backbone import ClipInfo
 from structalign.model.retriever import Retriever
+from structalign.model.routed import RoutedExperts
 
 SMALL = {
     "embed_dim": 16,
@@ -26,7 +27,11 @@ SMALL = {
 }
 INFO = ClipInfo("small", SMALL, [0.5] * 3, [0.5] * 3)
 TASKS = 3
-CHOICES = [(vision, text) for vision in ("frame_fusion", "lora", "none") for text in ("experts", "lora", "none")]
+CHOICES = [
+    *((vision, text) for vision in ("frame_fusion", "lora", "none") for text in ("experts", "lora", "none")),
+    *(("moe", "moe"), ("moe", "experts"), ("none", "moe")),
+]
+PAIRS = [("frame_fusion", "experts"), ("lora", "lora"), ("moe", "moe")]
 
 
 def options(vision: str = "frame_fusion", text: str = "experts", **changes: object) -> ModelConfig:
@@ -259,12 +264,13 @@ def test_queries_may_change_task_from_call_to_call() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_nothing_waits_for_the_device(training: bool) -> None:
+@pytest.mark.parametrize(("vision", "text"), PAIRS)
+def test_nothing_waits_for_the_device(vision: str, text: str, training: bool) -> None:
     """Tensors on the meta device have no values, so any step that would read one fails."""
-    retriever = small_retriever().train(training).to("meta")
-    words, mask, text = retriever.encode_text(torch.zeros(4, 12, dtype=torch.long, device="meta"), 2)
+    retriever = small_retriever(vision, text).train(training).to("meta")
+    words, mask, end = retriever.encode_text(torch.zeros(4, 12, dtype=torch.long, device="meta"), 2)
     frames, video = retriever.encode_video(torch.zeros(4, 3, 3, 32, 32, dtype=torch.uint8, device="meta"))
-    assert [tuple(part.shape) for part in (words, mask, text, frames, video)] == [
+    assert [tuple(part.shape) for part in (words, mask, end, frames, video)] == [
         (4, 12, 16),
         (4, 12),
         (4, 16),
@@ -273,7 +279,7 @@ def test_nothing_waits_for_the_device(training: bool) -> None:
     ]
 
 
-@pytest.mark.parametrize(("vision", "text"), [("frame_fusion", "experts"), ("lora", "lora")])
+@pytest.mark.parametrize(("vision", "text"), PAIRS)
 def test_bfloat16_trains_and_stays_close(vision: str, text: str) -> None:
     retriever = small_retriever(vision, text)
     pixels, tokens = batch()
@@ -289,7 +295,7 @@ def test_bfloat16_trains_and_stays_close(vision: str, text: str) -> None:
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize(("vision", "text"), [("frame_fusion", "experts"), ("lora", "lora")])
+@pytest.mark.parametrize(("vision", "text"), PAIRS)
 def test_permuting_a_batch_permutes_its_features(vision: str, text: str) -> None:
     retriever = trained_retriever(vision=vision, text=text)
     pixels, tokens = batch()
@@ -298,6 +304,83 @@ def test_permuting_a_batch_permutes_its_features(vision: str, text: str) -> None
         frames, words = retriever.encode_video(pixels)[0], retriever.encode_text(tokens, 2)[0]
         torch.testing.assert_close(retriever.encode_video(pixels[order])[0], frames[order], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(retriever.encode_text(tokens[order], 2)[0], words[order], atol=1e-5, rtol=1e-5)
+
+
+# Routed experts
+
+
+def routed_experts(**changes: object) -> RoutedExperts:
+    torch.manual_seed(4)
+    context = Context(end=torch.tensor([2, 3]))
+    sizes = {"rank": 3, "alpha": 6.0, "dropout": 0.0, "experts": 5, "top_k": 2, "num_tasks": TASKS, "at_end": True}
+    made = RoutedExperts(nn.Linear(8, 8), width=8, context=context, **{**sizes, **changes})
+    for weight in (made.up, *made.routers, *made.noises):
+        nn.init.normal_(weight)
+    return made.eval()
+
+
+@pytest.mark.parametrize("task", [1, 3])
+@pytest.mark.parametrize("at_end", [True, False])
+def test_routed_experts_against_a_loop(at_end: bool, task: int) -> None:
+    made = routed_experts(at_end=at_end)
+    made.context.task = task
+    states = torch.randn(2, 4, 8)
+    with torch.no_grad():
+        mixed = made(states)
+        for row, end in enumerate((2, 3)):
+            logits = made.routers[task - 1] @ states[row, end if at_end else 0]
+            best = logits.topk(2).indices
+            expected = made.base(states[row])
+            for gate, e in zip(logits[best].softmax(dim=0), best, strict=True):
+                expected += gate * 2.0 * (states[row] @ made.down[e].T).relu() @ made.up[e]
+            torch.testing.assert_close(mixed[row], expected, atol=1e-4, rtol=1e-5)
+
+
+def test_each_task_reads_with_its_own_router_and_changes_no_other() -> None:
+    retriever = trained_retriever(vision="moe", text="moe")
+    pixels, tokens = batch()
+
+    def features() -> list[tuple[Tensor, Tensor]]:
+        return [(retriever.encode_video(pixels, task)[0], retriever.encode_text(tokens, task)[2]) for task in (1, 2)]
+
+    with torch.no_grad():
+        before = features()
+        assert all((one - other).abs().max() > 1e-3 for one, other in zip(*before, strict=True))
+        retriever.prepare_task(2)
+        assert torch.equal(retriever.encode_video(pixels)[0], before[1][0])  # the present task, unless told otherwise
+        for name, weight in retriever.named_parameters():
+            if weight.requires_grad and ".routers." in name:
+                weight.neg_()
+        after = features()
+    assert all(torch.equal(one, other) for one, other in zip(before[0], after[0], strict=True))
+    assert all((one - other).abs().max() > 1e-3 for one, other in zip(before[1], after[1], strict=True))
+
+
+def test_use_is_counted_in_training_alone_and_decides_what_is_frozen() -> None:
+    made = routed_experts()
+    states = torch.randn(2, 4, 8)
+    made(states)
+    assert not made.usage.any()
+    made.train()
+    for _ in range(10):
+        made(states)
+    assert made.usage.sum() == 10 * 2 * 2
+    made.usage.copy_(torch.tensor([3, 9, 1, 7, 0]))
+    made.freeze_most_used()
+    assert made.frozen.tolist() == [False, True, False, True, False]
+    assert not made.usage.any()
+    made(states).sum().backward()
+    assert not made.up.grad[made.frozen].any()
+    assert not made.down.grad[made.frozen].any()
+    made.usage.copy_(torch.tensor([5, 9, 5, 9, 0]))
+    made.freeze_most_used()  # of three free experts one would stay, too few for a task
+    assert made.frozen.sum() == 2
+    assert made.frozen_parameters() == 2 * (3 * 8 + 8 * 3)
+
+
+def test_adapters_in_all_blocks() -> None:
+    assert len(small_retriever("moe", "moe", adapter_layers="all").routed_experts()) == 4 + 2
+    assert len(small_retriever("moe", "none").routed_experts()) == 3
 
 
 # Gradients
@@ -309,7 +392,9 @@ def test_gradients_reach_what_trains_and_nothing_else(vision: str, text: str, ta
     retriever = trained_retriever(vision=vision, text=text)
     retriever.prepare_task(task)
     gradients = backward(retriever, task)
-    expected = set(retriever.trained_state()) - {f"prototypes.{other}" for other in range(TASKS) if other != task - 1}
+    kinds, other_tasks = ("prototypes", "routers", "noises"), set(range(TASKS)) - {task - 1}
+    others = tuple(f"{kind}.{other}" for kind in kinds for other in other_tasks)
+    expected = {name for name in retriever.trained_state() if not name.endswith(others)}
     if task == 1:  # bypasses the router
         expected = {name for name in expected if not name.endswith(("router.weight", "noise.weight"))}
         expected.discard("prototypes.0")
@@ -386,7 +471,7 @@ def test_parameter_count_is_what_can_move() -> None:
 # State
 
 
-@pytest.mark.parametrize(("vision", "text"), [("frame_fusion", "experts"), ("lora", "lora")])
+@pytest.mark.parametrize(("vision", "text"), PAIRS)
 def test_state_comes_back_bit_for_bit(vision: str, text: str, tmp_path: Path) -> None:
     retriever = trained_retriever(vision=vision, text=text)
     save_tensors(retriever.trained_state(), tmp_path / "adapters.safetensors")

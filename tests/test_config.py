@@ -106,6 +106,8 @@ def test_bad_override_is_named_and_leaves_the_file_alone(tmp_path: Path, overrid
         ("frames.colour", "blue", "frames.colour: unknown key"),
         ("split.shots", 0, "split.shots = 0"),
         ("model.vision_adapter", "prompt", "model.vision_adapter = 'prompt'.*frame_fusion"),
+        ("model.adapter_layers", -1, "model.adapter_layers = -1"),
+        ("model.adapter_layers", "most", "model.adapter_layers = 'most'.*'all'"),
         ("model.top_k", 50, "top_k = 50 exceeds experts"),
         ("model.dropout", 1.0, "model.dropout = 1.0"),
         ("similarity.alpha", 1.1, "similarity.alpha = 1.1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,18 @@ import torch
 import yaml
 from open_clip.model import CLIP
 from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
 
 from structalign.config import Config
 from structalign.data.loader import TrainingSet
 from structalign.data.split import Sample
+from structalign.encode import encode_videos
 from structalign.errors import UserError
+from structalign.evaluate import rank, recall_over_all, recall_within_task
 from structalign.gallery import TaskGallery
-from structalign.method.base import Batch, Method
+from structalign.method.base import AdapterMethod, Batch, Method
 from structalign.method.registry import CLASSES, build_method, method_class
-from structalign.model.backbone import ClipInfo
+from structalign.model.backbone import CLIP_LOG_SCALE, ClipInfo
 from structalign.model.retriever import Retriever
 from structalign.resume import ResumeFile
 from structalign.seeding import use_threads
@@ -52,10 +56,10 @@ def config_for(method: str, **changes: Any) -> Config:
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     own = yaml.safe_load((ROOT / f"conf/method/{method}.yaml").read_text())
     tiny = {
-        "model": {"adapter_layers": 1, "experts": 3, "rank": 4, "lora_alpha": 8},
-        "train": {"epochs": 4, "batch_size": 8, "lr_clip": 1e-3, **dict.fromkeys(RATES, 2e-3)},
+        "model": {"adapter_layers": 1, "experts": 4, "rank": 4, "vision_rank": 4, "lora_alpha": 8},
+        "train": {"epochs": 4, "batch_size": 8, "lr_clip": 1e-3, **dict.fromkeys(RATES, 5e-3)},
     }
-    for section in (tiny, own, changes):
+    for section in (own, tiny, changes):
         for key, value in section.items():
             values[key] = {**values[key], **value} if isinstance(value, dict) else value
     return Config.parse(values)
@@ -99,17 +103,33 @@ def curve_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+def evaluate(method: Method, data: TrainingSet, task: int) -> dict[str, float]:
+    """Recall of the task's own captions within a gallery of its own videos, after those of task 1."""
+    galleries = [TaskGallery(1, ["old"], [0], ["old"], [0], torch.ones(1, 2, 32))] if task > 1 else []
+    frames = encode_videos(method.retriever, data.test_pixels(4))
+    galleries.append(TaskGallery.from_samples(task, data.samples, frames))
+    ranking = rank(method.retriever, galleries, method.config.similarity)
+    assert ranking.scores.shape == (24 + task - 1, 12 + task - 1)
+    assert recall_over_all(ranking)["meanr"] >= 1
+    return recall_within_task(ranking, task)
+
+
 @pytest.mark.parametrize("task", [1, 2])
 @pytest.mark.parametrize("name", TRAINED)
-def test_training_lowers_the_contrastive_loss(tmp_path: Path, name: str, task: int) -> None:
+def test_every_method_trains_lowers_its_loss_and_finds_videos_better(tmp_path: Path, name: str, task: int) -> None:
     config = config_for(name)
     method, data = start(config, task)
+    before = evaluate(method, data, task)
     cost = Trainer(method, data, config, task).run(tmp_path / "loss.csv")
     rows = curve_of(tmp_path / "loss.csv")
     assert len(rows) == cost.steps == 4 * 3
     first, last = (np.mean([float(row["scl"]) for row in part]) for part in (rows[:3], rows[-3:]))
     assert last < first
     assert 0 < cost.trained_parameters <= sum(weight.numel() for weight in method.retriever.parameters()) + 2 * 32**2
+    method.retriever.finish_task(task)
+    method.finish_task(None)
+    after = evaluate(method, data, task)
+    assert after["meanr"] < before["meanr"]
 
 
 def test_terms_of_structalign_come_and_go_with_their_weights(tmp_path: Path) -> None:
@@ -122,18 +142,90 @@ def test_terms_of_structalign_come_and_go_with_their_weights(tmp_path: Path) -> 
     assert method.state().keys() == {"classes", "counts", "text_means", "text_radii", "video_means", "video_radii"}
 
 
+class Plain(AdapterMethod):
+    """Contrastive training on global features, written out."""
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        _, _, text = self.retriever.encode_text(batch.tokens, self.task)
+        _, video = self.retriever.encode_video(batch.pixels)
+        logits = math.exp(CLIP_LOG_SCALE) * normalize(video, dim=-1) @ normalize(text, dim=-1).T
+        pairs = torch.arange(len(logits))
+        scl = cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)
+        return {"scl": scl, "total": scl}
+
+
 def test_stablefusion_without_its_cross_task_loss_is_plain_contrastive_training(tmp_path: Path) -> None:
-    plain = config_for("stablefusion", loss={"cross_task_weight": 0.0})
-    method, data = start(plain, 2)
-    Trainer(method, data, plain, 2).run(tmp_path / "plain.csv")
-    assert all(row["total"] == row["scl"] and not row["cross"] for row in curve_of(tmp_path / "plain.csv"))
-    full = config_for("stablefusion")
-    other, data = start(full, 2)
-    Trainer(other, data, full, 2).run(tmp_path / "full.csv")
-    assert all(row["cross"] for row in curve_of(tmp_path / "full.csv"))
+    trained = {}
+    for name, share in (("without", 0.0), ("plain", 0.0), ("with", 0.6)):
+        config = config_for("stablefusion", loss={"cross_task_weight": share})
+        method, data = start(config, 2)
+        if name == "plain":
+            method = Plain(config, method.retriever, num_categories=4)
+            method.start_task(2, None)
+        Trainer(method, data, config, 2).run(tmp_path / f"{name}.csv")
+        trained[name] = weights_of(method)
+    torch.testing.assert_close(trained["without"], trained["plain"], atol=1e-5, rtol=1e-4)
+    assert any((trained["with"][key] - weight).abs().max() > 1e-3 for key, weight in trained["plain"].items())
+    assert all(row["total"] == row["scl"] and not row["cross"] for row in curve_of(tmp_path / "without.csv"))
+    assert all(row["cross"] for row in curve_of(tmp_path / "with.csv"))
 
 
-@pytest.mark.parametrize("name", ["structalign", "zscl"])
+def test_zero_shot_is_untouched_clip() -> None:
+    method, data = start(config_for("zeroshot"), 1)
+    assert not method.trains
+    assert method.trained_parameters() == 0
+    torch.manual_seed(0)
+    clip = CLIP(**MODEL).eval()
+    frames = encode_videos(method.retriever, data.test_pixels(4))  # [V,N,D]
+    galleries = [
+        TaskGallery.from_samples(1, data.samples[:6], frames[:6]),
+        TaskGallery.from_samples(2, data.samples[6:], frames[6:]),
+    ]
+    scores = rank(method.retriever, galleries, method.config.similarity).scores
+    with torch.no_grad():
+        pixels = torch.cat([method.retriever.normalise(pixels) for pixels in data.test_pixels(4)])  # [V,N,3,H,W]
+        assert torch.equal(frames.flatten(0, 1), torch.cat([clip.encode_image(video) for video in pixels]))
+        tokens = method.retriever.tokenize(data.captions)  # [T,L]
+        text = clip.encode_text(torch.nn.functional.pad(tokens, (0, 16 - tokens.shape[1])))
+        cosine = normalize(text, dim=-1) @ normalize(frames.mean(dim=1), dim=-1).T
+    deviation = cosine.std(dim=1, keepdim=True, correction=0)
+    torch.testing.assert_close(scores, (cosine - cosine.mean(dim=1, keepdim=True)) / deviation, atol=1e-4, rtol=1e-4)
+
+
+def test_frozen_experts_keep_their_bits_and_later_tasks_know_them(tmp_path: Path) -> None:
+    config = config_for("moe_adapter", model={"experts": 5})
+    method, data = start(config, 1)
+    Trainer(method, data, config, 1).run(tmp_path / "loss.csv")
+    method.finish_task(None)
+    other, _ = start(config, 2)
+    other.retriever.load_trained_state(method.retriever.trained_state())
+    everything = other.trained_parameters()
+    other.load_state(method.state())
+    before = weights_of(other)
+    Trainer(other, data, config, 2).run(tmp_path / "loss.csv")
+    after = weights_of(other)
+    blocks = [name.removeprefix("frozen.") for name in before if name.startswith("frozen.")]
+    assert len(blocks) == 3  # one of vision, two of text
+    for block in blocks:
+        frozen = before[f"frozen.{block}"]
+        assert frozen.sum() == config.model.top_k
+        for name in (f"{block}.up", f"{block}.down"):
+            moved = (after[name] != before[name]).flatten(1).any(dim=1)
+            assert torch.equal(moved, ~frozen)
+        assert torch.equal(after[f"{block}.routers.0"], before[f"{block}.routers.0"])
+        assert not torch.equal(after[f"{block}.routers.1"], before[f"{block}.routers.1"])
+    assert other.trained_parameters() == everything - 3 * 2 * (2 * 4 * 32)
+
+
+def test_no_expert_is_frozen_where_that_is_not_wanted(tmp_path: Path) -> None:
+    config = config_for("moe_adapter", train={"epochs": 1, "freeze_experts": False})
+    method, data = start(config, 1)
+    Trainer(method, data, config, 1).run(tmp_path / "loss.csv")
+    method.finish_task(None)
+    assert not any(frozen.any() for frozen in method.state().values())
+
+
+@pytest.mark.parametrize("name", ["structalign", "zscl", "moe_adapter"])
 def test_interrupted_training_ends_with_the_same_bits(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

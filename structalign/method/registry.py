@@ -15,6 +15,7 @@ CLASSES = {
     "lwf": "LwF",
     "vr_lwf": "VrLwF",
     "zscl": "ZSCL",
+    "moe_adapter": "MoEAdapter",
     "stablefusion": "StableFusion",
     "joint": "Joint",
 }

@@ -30,11 +30,14 @@ class Context:
         Position of each text's end token.
     prototype : Tensor, shape (width,), or None
         The task prototype p_t; None for task 1, which bypasses the router.
+    task : int
+        The task that reads the batch, from 1.
     """
 
     num_frames: int = 1
     end: Tensor | None = None
     prototype: Tensor | None = None
+    task: int = 1
 
 
 def project(attention: nn.MultiheadAttention, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,6 +57,34 @@ def mix_heads(
 def attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attend and project the outcome: (T, L, W)."""
     return attention.out_proj(mix_heads(attention, query, key, value))
+
+
+def noisy_top_k(seen: Tensor, router: Tensor, noise: Tensor, top_k: int, training: bool) -> tuple[Tensor, Tensor]:
+    """Pick the experts that answer (METHOD.md, section 2).
+
+    Parameters
+    ----------
+    seen : Tensor, shape (T, W)
+        What the router sees of each of T inputs.
+    router, noise : Tensor, shape (E, W)
+        Weights of the linear maps to logits, and to the noise on them in training: Gaussian, of standard
+        deviation softplus(linear(.)) + 0.01.
+    top_k : int
+        How many of the E experts answer, k.
+    training : bool
+
+    Returns
+    -------
+    gates : Tensor, shape (T, k)
+        Softmax over the logits of those that answer.
+    which : Tensor, shape (T, k), int64
+        Their numbers.
+    """
+    logits = linear(seen, router)  # [T,E]
+    if training:
+        logits = logits + torch.randn_like(logits) * (softplus(linear(seen, noise)) + 0.01)
+    best, which = logits.topk(top_k, dim=-1)  # [T,k]
+    return best.softmax(dim=-1).to(logits.dtype), which
 
 
 class FrameFusionAttention(nn.Module):
@@ -181,11 +212,8 @@ class LowRankExperts(nn.Module):
         """Weigh the experts for each text: (T, E), `top_k` of them above 0, summing to 1."""
         rows = torch.arange(len(states), device=states.device)
         seen = states[rows, self.context.end] + prototype  # [T,inputs]
-        logits = self.router(seen)  # [T,E]
-        if self.training:
-            logits = logits + torch.randn_like(logits) * (softplus(self.noise(seen)) + 0.01)
-        best, which = logits.topk(self.top_k, dim=-1)  # [T,k]
-        return torch.zeros_like(logits).scatter(-1, which, best.softmax(dim=-1).to(logits.dtype))
+        gates, which = noisy_top_k(seen, self.router.weight, self.noise.weight, self.top_k, self.training)
+        return gates.new_zeros(len(seen), len(self.B)).scatter(-1, which, gates)
 
     @torch.no_grad()
     def copy_first_expert(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -29,8 +30,12 @@ from structalign.model.backbone import (
     text_tower,
     word_mask,
 )
+from structalign.model.routed import RoutedExperts
 
 Trainable = Literal["adapters", "all"]
+
+_OF_A_TASK = re.compile(r"(?:^|\.)(?:prototypes|routers|noises)\.(\d+)$")
+"""Names of the parameters that exist once a task, with the task's number less 1."""
 
 
 class Retriever(nn.Module):
@@ -44,11 +49,16 @@ class Retriever(nn.Module):
     model : ModelConfig
         Which adapters, and how large.
     num_tasks : int
-        How many task prototypes to provide, K.
+        How many task prototypes, and routers of a task's own, to provide: K.
     seed : int
         Seeds the adapters' start.
     trainable : {"adapters", "all"}
         "all": CLIP itself trains, except for its logit scale, and belongs to the state.
+
+    Attributes
+    ----------
+    task : int
+        The present task, from 1; videos are encoded as it sees them unless `encode_video` is told otherwise.
 
     Raises
     ------
@@ -73,6 +83,7 @@ class Retriever(nn.Module):
         super().__init__()
         self.clip, self.info, self.model, self.trainable = clip, info, model, trainable
         self.context = Context()
+        self.task = 1
         self._tokenizer: Any = None
         self.register_buffer("log_scale", torch.tensor(CLIP_LOG_SCALE), persistent=False)
         self.register_buffer("mean", torch.tensor(info.mean).view(3, 1, 1), persistent=False)
@@ -80,7 +91,7 @@ class Retriever(nn.Module):
         frozen = {id(weight) for weight in clip.parameters()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._attach_vision()
+            self._attach_vision(num_tasks)
             self._attach_text(num_tasks)
         self._adapter_names = [name for name, weight in self.named_parameters() if id(weight) not in frozen]
         self.requires_grad_(False)
@@ -105,20 +116,39 @@ class Retriever(nn.Module):
         """Number of tokens; the last two are the start and the end token."""
         return text_tower(self.clip).vocab_size
 
-    def _attach_vision(self) -> None:
-        kind, layers = self.model.vision_adapter, self.model.adapter_layers
+    def _attach_vision(self, num_tasks: int) -> None:
+        model, kind = self.model, self.model.vision_adapter
         if kind == "none":
             return
         blocks = self._blocks(self.clip.visual, "vision_adapter")
+        layers = len(blocks) if model.adapter_layers == "all" else model.adapter_layers
         if layers > len(blocks):
             raise UserError(f"model.adapter_layers = {layers}: {self.info.name} has {len(blocks)} vision blocks")
-        make = partial(LowRank, rank=self.model.vision_rank, alpha=self.model.lora_alpha, dropout=self.model.dropout)
+        make = partial(LowRank, rank=model.vision_rank, alpha=model.lora_alpha, dropout=model.dropout)
         for number in range(len(blocks) - layers, len(blocks)):
             base = blocks[number].attn
             if kind == "frame_fusion":
                 blocks[number].attn = FrameFusionAttention(base, number, self.context)
+            elif kind == "moe":
+                self._attach_routed(blocks[number], model.vision_rank, num_tasks, at_end=False)
             else:
                 blocks[number].attn = LowRankAttention(base, "qkv", make)
+
+    def _attach_routed(self, block: Any, rank: int, num_tasks: int, at_end: bool) -> None:
+        """Put experts beside the MLP of a block."""
+        model = self.model
+        block.mlp = RoutedExperts(
+            block.mlp,
+            width=block.attn.embed_dim,
+            rank=rank,
+            alpha=model.lora_alpha,
+            dropout=model.dropout,
+            experts=model.experts,
+            top_k=model.top_k,
+            num_tasks=num_tasks,
+            context=self.context,
+            at_end=at_end,
+        )
 
     def _attach_text(self, num_tasks: int) -> None:
         kind, model = self.model.text_adapter, self.model
@@ -126,6 +156,10 @@ class Retriever(nn.Module):
         if kind == "none":
             return
         blocks = self._blocks(text_tower(self.clip), "text_adapter")
+        if kind == "moe":
+            for block in blocks:
+                self._attach_routed(block, model.rank, num_tasks, at_end=True)
+            return
         sizes: dict[str, Any] = {"rank": model.rank, "alpha": model.lora_alpha, "dropout": model.dropout}
         make: Callable[[int, int], nn.Module]
         if kind == "experts":
@@ -147,6 +181,10 @@ class Retriever(nn.Module):
 
     def _experts(self) -> Iterator[LowRankExperts]:
         return (module for module in self.modules() if isinstance(module, LowRankExperts))
+
+    def routed_experts(self) -> dict[str, RoutedExperts]:
+        """The experts beside the blocks' MLPs, by the block's name; none unless an adapter is `moe`."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, RoutedExperts)}
 
     # Encoding
 
@@ -174,13 +212,15 @@ class Retriever(nn.Module):
         """Scale uint8 pixels (..., 3, H, W) to what CLIP was trained on."""
         return (pixels.float() / 255 - self.mean) / self.std
 
-    def encode_video(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_video(self, pixels: Tensor, task: int | None = None) -> tuple[Tensor, Tensor]:
         """Encode videos frame by frame.
 
         Parameters
         ----------
         pixels : Tensor, shape (B, N, 3, H, W)
             uint8, or floats that `normalise` has been applied to.
+        task : int, optional
+            Whose routers see the videos, from 1, where vision has any; the present task's by default.
 
         Returns
         -------
@@ -192,6 +232,7 @@ class Retriever(nn.Module):
         if pixels.dtype == torch.uint8:
             pixels = self.normalise(pixels)
         self.context.num_frames = pixels.shape[1]
+        self.context.task = task or self.task
         features = self.clip.encode_image(pixels.flatten(0, 1))  # [B*N,D]
         frames = features.unflatten(0, pixels.shape[:2])  # [B,N,D]
         return frames, frames.mean(dim=1)
@@ -203,7 +244,8 @@ class Retriever(nn.Module):
         ----------
         tokens : Tensor, shape (T, L), int64
         task : int
-            Whose prototype steers the router; task 1 has none and is read by expert 1.
+            Whose prototype steers the router; task 1 has none and is read by expert 1. Of routers that each task
+            has for its own, this task's.
 
         Returns
         -------
@@ -215,7 +257,7 @@ class Retriever(nn.Module):
             The end token's state, projected; not L2-normalised.
         """
         end = end_positions(tokens)
-        self.context.end = end
+        self.context.end, self.context.task = end, task
         self.context.prototype = self.prototypes[task - 1] if task > 1 and len(self.prototypes) else None
         states = text_states(self.clip, tokens)  # [T,L,W]
         words = project_text(self.clip, states)  # [T,L,D]
@@ -226,19 +268,24 @@ class Retriever(nn.Module):
     # Training
 
     def prepare_task(self, task: int) -> None:
-        """Choose what has gradients: in task 1 A and B_1, later A, all B, router and p_t; vision adapters always."""
+        """Choose what has gradients: in task 1 A and B_1, later A, all B, router and p_t; vision adapters always.
+
+        Of routers that each task has for its own, the task's.
+        """
+        self.task = task
         self.requires_grad_(False)
         if self.trainable == "all":
             self.clip.requires_grad_(True)
             self.clip.logit_scale.requires_grad_(False)
             return
-        own = f"prototypes.{task - 1}"
         later = ("router.weight", "noise.weight")
         for name, weight in self.named_parameters():
             if name not in self._adapter_names:
                 continue
-            if name.startswith("prototypes."):
-                weight.requires_grad_(name == own and task > 1)
+            of_a_task = _OF_A_TASK.search(name)
+            if of_a_task:
+                own = int(of_a_task[1]) == task - 1
+                weight.requires_grad_(own and (task > 1 or not name.startswith("prototypes.")))
             else:
                 weight.requires_grad_(task > 1 or not name.endswith(later))
 
@@ -249,12 +296,12 @@ class Retriever(nn.Module):
                 experts.copy_first_expert()
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Split what trains into attention adapters, and scalars a with task prototypes p."""
+        """Split what trains into adapters, and scalars a with what each task starts anew: prototype p or routers."""
         attention: list[nn.Parameter] = []
         scalars: list[nn.Parameter] = []
         for name, weight in self.named_parameters():
             if weight.requires_grad:
-                scalar = name.startswith("prototypes.") or name.endswith("attn.share")
+                scalar = _OF_A_TASK.search(name) or name.endswith("attn.share")
                 (scalars if scalar else attention).append(weight)
         return attention, scalars
 

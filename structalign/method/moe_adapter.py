@@ -1,0 +1,57 @@
+"""MoE-Adapters (CVPR 2024): frozen CLIP with routed adapter experts in both towers (METHOD.md, section 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from structalign.method.base import AdapterMethod, Batch, TrainingFeatures
+from structalign.method.losses import contrastive
+
+
+class MoEAdapter(AdapterMethod):
+    """Adapter experts, contrasted on global features; those that a task used most keep what they learnt."""
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Contrast the batch's global text and video features, each (B, D)."""
+        _, _, text = self.retriever.encode_text(batch.tokens, self.task)
+        _, video = self.retriever.encode_video(batch.pixels)
+        scl = contrastive(text, video, self.retriever.log_scale)
+        return {"scl": scl, "total": scl}
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """The experts without weight decay: without a gradient, a frozen expert then keeps its very bits."""
+        groups = super().parameter_groups()
+        return [{**group, "weight_decay": 0.0} if group["name"] == "attention" else group for group in groups]
+
+    def trained_parameters(self) -> int:
+        """Those of the retriever, less the frozen experts'."""
+        return super().trained_parameters() - sum(
+            experts.frozen_parameters() for experts in self.retriever.routed_experts().values()
+        )
+
+    def finish_task(self, features: TrainingFeatures | None) -> None:
+        """Freeze the experts that the task used most."""
+        if self.config.train.freeze_experts:
+            for experts in self.retriever.routed_experts().values():
+                experts.freeze_most_used()
+
+    def training_state(self) -> dict[str, Any]:
+        """How often each expert was picked so far, by block."""
+        return {name: experts.usage for name, experts in self.retriever.routed_experts().items()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take the counts up again."""
+        for name, experts in self.retriever.routed_experts().items():
+            experts.usage.copy_(state[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """Which experts are frozen, by block."""
+        return {f"frozen.{name}": experts.frozen for name, experts in self.retriever.routed_experts().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back which experts are frozen; before the first task ends, none is."""
+        for name, experts in self.retriever.routed_experts().items():
+            if f"frozen.{name}" in state:
+                experts.frozen.copy_(state[f"frozen.{name}"])
