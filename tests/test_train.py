@@ -21,7 +21,7 @@ from structalign.data.loader import TrainingSet
 from structalign.data.split import Sample
 from structalign.encode import encode_videos
 from structalign.errors import UserError
-from structalign.evaluate import rank, recall_over_all, recall_within_task
+from structalign.evaluate import rank, recall_within_task
 from structalign.gallery import TaskGallery
 from structalign.method.base import AdapterMethod, Batch, Method
 from structalign.method.registry import CLASSES, build_method, method_class
@@ -110,7 +110,6 @@ def evaluate(method: Method, data: TrainingSet, task: int) -> dict[str, float]:
     galleries.append(TaskGallery.from_samples(task, data.samples, frames))
     ranking = rank(method.retriever, galleries, method.config.similarity)
     assert ranking.scores.shape == (24 + task - 1, 12 + task - 1)
-    assert recall_over_all(ranking)["meanr"] >= 1
     return recall_within_task(ranking, task)
 
 
@@ -183,8 +182,8 @@ def test_zero_shot_is_untouched_clip() -> None:
     ]
     scores = rank(method.retriever, galleries, method.config.similarity).scores
     with torch.no_grad():
-        pixels = torch.cat([method.retriever.normalise(pixels) for pixels in data.test_pixels(4)])  # [V,N,3,H,W]
-        assert torch.equal(frames.flatten(0, 1), torch.cat([clip.encode_image(video) for video in pixels]))
+        images = [method.retriever.normalise(pixels).flatten(0, 1) for pixels in data.test_pixels(4)]  # [B*N,3,H,W]
+        assert torch.equal(frames.flatten(0, 1), torch.cat([clip.encode_image(part) for part in images]))
         tokens = method.retriever.tokenize(data.captions)  # [T,L]
         text = clip.encode_text(torch.nn.functional.pad(tokens, (0, 16 - tokens.shape[1])))
         cosine = normalize(text, dim=-1) @ normalize(frames.mean(dim=1), dim=-1).T
