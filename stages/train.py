@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from structalign.log import log
 from structalign.resume import ResumeFile, fingerprint
 from structalign.seeding import use_threads
 from structalign.train import Cost, LossCurve, Trainer
+from structalign.usage import peak_memory_mb
 
 
 def main(config: Config, task: int) -> None:
@@ -72,10 +72,7 @@ def _recall_on_test(
 
 def _write_cost(cost: Cost, device: torch.device, path: Path) -> None:
     """Time and memory differ from run to run, so they are kept apart from what must be repeatable."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**20
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_memory_mb()
     atomic_write_json(path, {**asdict(cost), "seconds": round(cost.seconds, 2), "peak_memory_mb": round(peak, 1)})
 
 

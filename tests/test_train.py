@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +323,12 @@ def test_the_number_of_threads_is_a_parameter_and_not_the_machines() -> None:
         assert torch.get_num_threads() == len(os.sched_getaffinity(0))
     finally:
         torch.set_num_threads(before)
+
+
+def test_peak_memory_is_the_process_s_own() -> None:
+    """Its parent, which holds all of PyTorch, does not count; what it has given back does."""
+    script = "from structalign.usage import peak_memory_mb as peak; print(peak()); bytearray(2**28); print(peak())"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, after = map(float, done.stdout.split())
+    assert before < 60
+    assert after == pytest.approx(before + 256, abs=10)
