@@ -1,4 +1,4 @@
-"""Gather the last evaluation into the summary, the tables of DVC's plots, and figures."""
+"""Gather the last evaluation into the summary, the tables of DVC's plots, figures, and one page to look at."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from structalign import figures
 from structalign.config import Config
 from structalign.files import atomic_write_json, atomic_write_text, fresh_dir
 from structalign.log import log
+from structalign.page import render
 from structalign.published import PUBLISHED_NOTE
 from structalign.report import MODALITIES, TABLES, Run, read_run, summary, to_csv
 
@@ -21,11 +22,13 @@ PLOTS = Path("plots")
 
 
 def main(config: Config) -> None:
-    """Write `metrics/summary.json`, the CSVs under `plots/` and the figures under `plots/figures/`."""
+    """Write `metrics/summary.json`, the CSVs and the page under `plots/`, the figures under `plots/figures/`."""
     run = read_run(METRICS / f"task-{config.K:02d}")
     with fresh_dir(PLOTS / "figures") as folder:
         for name, figure in draw(run):
             figures.save(figure, folder / f"{name}.png")
+        images = {path.stem: path.read_bytes() for path in folder.iterdir()}
+    atomic_write_text(PLOTS / "report.html", render(run, images))
     for name, (table, columns) in TABLES.items():
         atomic_write_text(PLOTS / f"{name}.csv", to_csv(table(run), columns))
     numbers = summary(run)

@@ -5,22 +5,28 @@ It grows along the chain, so that the report needs the last one alone:
 - `recall.json`: the tasks, and a row of metrics for each task learnt so far;
 - `features.safetensors`: class means, drift and sample points (`diagnostics.diagnose`);
 - `loss.csv`: the loss curves of all tasks so far;
-- `cost.json`: what training each task took. Seconds differ from run to run, so they stay out of `recall.json`.
+- `cost.json`: what training each task took. Seconds differ from run to run, so they stay out of `recall.json`;
+- `examples.json`: some queries with what they found after each task (`examples.follow`), and small pictures of a
+  chosen few (`examples.illustrate`); absent before the first task.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from structalign import metrics
 from structalign.checkpoint import load_tensors, save_tensors
 from structalign.config import Config
 from structalign.data.split import TaskSplit
+from structalign.errors import UserError
 from structalign.evaluate import Ranking, recall_over_all, recall_within_task, video_to_text
+from structalign.examples import Followed
 from structalign.files import atomic_write_json, atomic_write_text, read_json
 from structalign.gallery import TaskGallery, fingerprint
 from structalign.method.etf import geometry
@@ -40,12 +46,18 @@ class Record:
         Loss curves as CSV, header included.
     cost : list of dict
         Seconds, steps, trained parameters and peak memory, per task.
+    followed : list of Followed
+        Queries that are followed, with what they found after each task.
+    shown : dict
+        The few of them that the report's page shows, with pictures.
     """
 
     recall: dict[str, Any]
     features: dict[str, Tensor]
     loss: str
     cost: list[dict[str, Any]]
+    followed: list[Followed] = field(default_factory=list)
+    shown: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def empty(cls) -> Record:
@@ -60,6 +72,7 @@ class Record:
             features=load_tensors(folder / "features.safetensors"),
             loss=(folder / "loss.csv").read_text(encoding="utf-8"),
             cost=read_json(folder / "cost.json"),
+            followed=_read_followed(folder / "examples.json"),
         )
 
     def save(self, folder: Path) -> None:
@@ -68,6 +81,15 @@ class Record:
         save_tensors(self.features, folder / "features.safetensors")
         atomic_write_text(folder / "loss.csv", self.loss)
         atomic_write_json(folder / "cost.json", self.cost)
+        if self.followed:
+            # without line breaks: it is long, and nobody reads it
+            examples = {"followed": [asdict(one) for one in self.followed], "shown": self.shown}
+            atomic_write_text(folder / "examples.json", json.dumps(examples, ensure_ascii=False))
+
+    @property
+    def categories(self) -> list[str]:
+        """Names of all categories seen so far, indexed by their global ids."""
+        return [name for task in self.recall["tasks"] for name in task["category_names"]]
 
     def add_training(self, curve: Path, cost: Path) -> None:
         """Append what training a task left: its loss curve and its cost."""
@@ -108,6 +130,15 @@ class Record:
         self.recall = {**facts, "tasks": tasks, "rows": [*self.recall["rows"], row]}
         self.features = features
         return row
+
+
+def _read_followed(path: Path) -> list[Followed]:
+    if not path.exists():
+        return []
+    try:
+        return TypeAdapter(list[Followed]).validate_python(read_json(path)["followed"])
+    except (KeyError, TypeError, ValidationError):
+        raise UserError(f"{path}: damaged; delete its folder and run `dvc repro`") from None
 
 
 def metrics_row(

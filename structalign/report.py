@@ -61,6 +61,8 @@ class Run:
         Training curves of all tasks, one row a logged step; empty for a method that trains nothing.
     features : dict of str to ndarray
         Class means, feature samples and drift; empty where the method keeps none.
+    shown : dict
+        Example queries with their results and pictures (`structalign.examples.illustrate`).
     """
 
     method: str
@@ -76,6 +78,7 @@ class Run:
     cost: list[dict[str, float]] = field(default_factory=list)
     loss: list[dict[str, float]] = field(default_factory=list)
     features: dict[str, np.ndarray] = field(default_factory=dict)
+    shown: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -118,6 +121,7 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     path = folder / "recall.json"
     cost, loss, features = (folder / name for name in ("cost.json", "loss.csv", "features.safetensors"))
+    examples = folder / "examples.json"
     record = read_json(path)
     try:
         run = Run(
@@ -134,12 +138,20 @@ def read_run(folder: str | Path) -> Run:
             cost=read_json(cost) if cost.exists() else [],
             loss=_read_loss(loss) if loss.exists() else [],
             features=_read_features(features) if features.exists() else {},
+            shown=_read_shown(examples) if examples.exists() else {},
         )
     except KeyError as error:
         raise UserError(f"{path}: key {error} is missing; run the last evaluate stage again") from None
     if not run.rows:
         raise UserError(f"{path}: no rows; at least one evaluated task is needed")
     return run
+
+
+def _read_shown(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)["shown"]
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: damaged; run the last evaluate stage again") from None
 
 
 def check_same_data(runs: Mapping[str, Mapping[str, Any]]) -> None:

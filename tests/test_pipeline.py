@@ -85,6 +85,7 @@ def test_chain_leaves_everything_that_a_user_looks_at(project: Project) -> None:
     assert [len(row["A"]) for row in record["rows"]] == [1, 2]
     assert record["rows"][0]["bwf"] == 0
     assert list((project.folder / "plots/figures").glob("*.png"))
+    assert "What queries find" in (project.folder / "plots/report.html").read_text()
     curve = (project.folder / "plots/loss/task-02.csv").read_text().splitlines()
     assert len(curve) > 2
 
@@ -105,10 +106,13 @@ def test_a_loss_weight_reruns_training_evaluation_and_report_alone(project: Proj
     assert {name.split("@")[0] for name in json.loads(would)} == {"train"}
 
 
-def test_a_figure_reruns_the_report_alone(project: Project) -> None:
-    source = project.folder / "structalign/figures.py"
+@pytest.mark.parametrize(
+    ("file", "change"), [("figures.py", "\n# a change\n"), ("page.html.j2", "\n<!-- a change -->\n")]
+)
+def test_the_look_of_the_report_reruns_the_report_alone(project: Project, file: str, change: str) -> None:
+    source = project.folder / "structalign" / file
     before = source.read_text()
-    source.write_text(before + "\n# a change\n")
+    source.write_text(before + change)
     try:
         assert project.ran(project.run("dvc", "repro")) == {"report"}
     finally:

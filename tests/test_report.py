@@ -219,7 +219,8 @@ def test_same_input_gives_the_same_bytes(reported: Path, tmp_path: Path, monkeyp
     write_gallery(tmp_path)
     run_stage(tmp_path, monkeypatch)
     outputs = [path.relative_to(tmp_path) for path in tmp_path.glob("plots/**/*") if path.is_file()]
-    assert len(outputs) == 14
+    assert len(outputs) == 15
+    assert Path("plots/report.html") in outputs
     for path in [*outputs, Path("metrics/summary.json")]:
         assert (tmp_path / path).read_bytes() == (reported / path).read_bytes(), path
 
