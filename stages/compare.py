@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from stages.run import errors_in_one_line, parse
 from structalign import figures
 from structalign.compare import comparison_table, to_markdown
 from structalign.errors import UserError
 from structalign.files import atomic_write_text
-from structalign.log import configure, log, progress_bar
+from structalign.log import log, progress_bar
 from structalign.report import check_same_data
 
 POLL_SECONDS = 5.0
@@ -154,13 +154,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--jobs", type=int, default=1, help="experiments at a time")
     parser.add_argument("--output", type=Path, default=None, help="default: plots/compare/<study>-<data>")
-    args = parser.parse_args()
-    configure()
-    try:
+    args = parse(parser)
+    with errors_in_one_line(args.debug):
         compare(args)
-    except UserError as error:
-        log.error(str(error))
-        sys.exit(1)
 
 
 def compare(args: argparse.Namespace) -> None:

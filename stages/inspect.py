@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from stages.run import errors_in_one_line, parse
 from structalign.checkpoint import Checkpoint
-from structalign.errors import UserError
 from structalign.files import read_json
-from structalign.log import configure, log
 
 
 def kind_of(name: str) -> str:
@@ -74,13 +73,9 @@ def main() -> None:
     """Parse the command line and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a folder such as models/task-03")
-    args = parser.parse_args()
-    configure()
-    try:
+    args = parse(parser)
+    with errors_in_one_line(args.debug):
         show(args.checkpoint, Console(width=None if sys.stdout.isatty() else 120))
-    except UserError as error:
-        log.error(str(error))
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ takes the overrides that `dvc exp run -S` takes. Without any, it restores the de
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from stages.run import errors_in_one_line, parse
 from structalign.config import Config
 from structalign.errors import UserError
-from structalign.log import configure, log
 
 
 def compose(overrides: list[str], output: Path) -> None:
@@ -48,13 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for `dvc exp run -S`")
     parser.add_argument("--output", type=Path, default=Path("params.yaml"), help="default: %(default)s")
-    args = parser.parse_args()
-    configure()
-    try:
+    args = parse(parser)
+    with errors_in_one_line(args.debug):
         compose(args.overrides, args.output)
-    except UserError as error:
-        log.error(str(error))
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from structalign.config import Config
 from structalign.errors import UserError
 from structalign.log import configure, log
+
+_PATTERNS = {"${key}": "NN", "${item.previous}": "(NN-1)", "${last}": "K", "${data.name}": "DATA"}
 
 
 def run(stage: Callable[..., None], task: bool = False) -> None:
@@ -28,25 +32,71 @@ def run(stage: Callable[..., None], task: bool = False) -> None:
     task : bool
         Whether the program takes `--task`.
     """
-    parser = argparse.ArgumentParser(description=stage.__doc__)
+    name = Path(sys.argv[0]).stem
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=stage.__doc__, epilog=contract(name), formatter_class=raw)
     if task:
         parser.add_argument("--task", type=int, required=True, help="which task, from 1")
     parser.add_argument("--params", default="params.yaml", help="parameter file (default: %(default)s)")
-    parser.add_argument("--debug", action="store_true", help="log details, and show tracebacks of errors")
-    args = parser.parse_args()
-    configure("DEBUG" if args.debug else "INFO")
-    try:
+    args = parse(parser)
+    with errors_in_one_line(args.debug):
         config = Config.load(args.params)
-        with alone(Path(sys.argv[0]).stem + (f"-{args.task:02d}" if task else "")):
+        with alone(name + (f"-{args.task:02d}" if task else "")):
             if task:
                 stage(config, _checked_task(args.task, config.K))
             else:
                 stage(config)
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, `--debug` included, and set logging up accordingly."""
+    parser.add_argument("--debug", action="store_true", help="log details, and show tracebacks of errors")
+    args = parser.parse_args()
+    configure("DEBUG" if args.debug else "INFO")
+    return args
+
+
+@contextmanager
+def errors_in_one_line(debug: bool) -> Iterator[None]:
+    """End the program with one line where the user can mend what went wrong; `debug` lets the traceback through."""
+    try:
+        yield
     except (UserError, OSError, MemoryError, KeyboardInterrupt) as error:
-        if args.debug:
+        if debug:
             raise
         log.error(describe(error))
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def contract(name: str) -> str:
+    """Say what a stage reads, from which parameters, and what it writes, as `dvc.yaml` declares it.
+
+    Returns
+    -------
+    str
+        Lines for the end of the stage's help; modules of the program itself are left out.
+    """
+    path = Path(__file__).parent.parent / "dvc.yaml"
+    stage = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"].get(name, {}) if path.exists() else {}
+    stage = stage.get("do", stage)
+    rows = {
+        "reads": [item for item in stage.get("deps", []) if not item.startswith(("stages/", "structalign/"))],
+        "parameters": stage.get("params", []),
+        "writes": [next(iter(item)) if isinstance(item, dict) else item for item in _outputs(stage)],
+    }
+    lines = [f"  {label:11} {', '.join(items) or 'nothing'}" for label, items in rows.items()]
+    for pattern, word in (
+        ("${key}", "NN"),
+        ("${item.previous}", "(NN-1)"),
+        ("${last}", "K"),
+        ("${data.name}", "DATA"),
+    ):
+        lines = [line.replace(pattern, word) for line in lines]
+    return "\n".join(["as dvc.yaml has it:", *lines]) if stage else ""
+
+
+def _outputs(stage: dict[str, Any]) -> list[Any]:
+    return [*stage.get("outs", []), *stage.get("metrics", [])]
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
+from stages.run import errors_in_one_line, parse
 from structalign.config import Config
 from structalign.data.frames import FrameStore
 from structalign.errors import UserError
-from structalign.log import configure, log
+from structalign.log import log
 from structalign.search import Hit, SearchIndex
 
 HEIGHT = 112
@@ -84,9 +85,8 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=8, help="videos to show (default: %(default)s)")
     parser.add_argument("--params", default="params.yaml", help="parameters of the run (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("plots/search"), help="folder of the contact sheets")
-    args = parser.parse_args()
-    configure()
-    try:
+    args = parse(parser)
+    with errors_in_one_line(args.debug):
         config = Config.load(args.params)
         tasks = parse_tasks(args.compare) if args.compare else [args.after or config.K]
         args.output.mkdir(parents=True, exist_ok=True)
@@ -97,9 +97,6 @@ def main() -> None:
             path = args.output / f"after-{after:02d}.png"
             contact_sheet(hits, store).save(path)
             log.info(f"contact sheet: {path}")
-    except UserError as error:
-        log.error(str(error))
-        sys.exit(1)
 
 
 if __name__ == "__main__":
