@@ -18,7 +18,7 @@ repro: $(READY)
 	dvc repro
 
 test: $(READY)
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 show: $(READY)
 	@dvc exp show --only-changed --no-pager --drop '.*sha256|Created|about|tasks.*|last|data_fingerprint|.*seconds.*|(data|models|stages|structalign|conf|plots|metrics)/.*'
