@@ -21,7 +21,7 @@ test: $(READY)
 	pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 show: $(READY)
-	@dvc exp show --only-changed --no-pager --drop '.*sha256|Created|about|tasks.*|last|data_fingerprint|.*seconds.*|(data|models|stages|structalign|conf|plots|metrics)/.*'
+	@python -m stages.show
 
 # make compare DATA=msrvtt K=20 STUDY=methods
 DATA ?= shapes

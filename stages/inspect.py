@@ -60,8 +60,14 @@ def geometry_table(folder: Path) -> Table | None:
 def show(folder: Path, console: Console) -> None:
     """Print a checkpoint's facts and tables."""
     checkpoint = Checkpoint.load(folder)
-    console.print(f"[bold]{folder}[/bold]: after task {checkpoint.task}, method {checkpoint.method or 'none yet'}")
-    console.print(f"{len(checkpoint.categories)} categories: {', '.join(checkpoint.categories) or 'none yet'}")
+    # without markup, because a category may have brackets in its name
+    console.print(
+        f"{folder}: after task {checkpoint.task}, method {checkpoint.method or 'none yet'}",
+        style="bold",
+        markup=False,
+    )
+    names = ", ".join(checkpoint.categories) or "none yet"
+    console.print(f"{len(checkpoint.categories)} categories: {names}", markup=False, highlight=False)
     for title, tensors in (("trained weights", checkpoint.weights), ("memory", checkpoint.memory)):
         console.print(tensor_table(title, tensors) if tensors else f"{title}: none")
     table = geometry_table(folder)

@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stages.run import errors_in_one_line, parse
 from structalign.config import Config
@@ -34,12 +35,14 @@ MARK = (213, 94, 0)
 
 def hits_table(query: str, after: int, hits: list[Hit]) -> Table:
     """Tabulate what was found: a row a video."""
-    table = Table(title=f"{query!r}, after task {after}", title_justify="left")
+    # Text, because brackets in a query or a caption are not markup
+    table = Table(title=Text(f"{query!r}, after task {after}"), title_justify="left")
     for column in ("rank", "score", "clip", "category", "task", "caption", "best frame of each word"):
         table.add_column(column, overflow="fold")
     for hit in hits:
         words = " ".join(f"{word}:{frame}" for word, frame in hit.matches)
-        table.add_row(str(hit.rank), f"{hit.score:.2f}", hit.clip, hit.category, str(hit.task), hit.caption, words)
+        cells = (str(hit.rank), f"{hit.score:.2f}", hit.clip, hit.category, str(hit.task), hit.caption, words)
+        table.add_row(*map(Text, cells))
     return table
 
 
@@ -67,12 +70,16 @@ def contact_sheet(hits: list[Hit], store: FrameStore) -> Image.Image:
     return sheet
 
 
-def parse_tasks(text: str) -> list[int]:
-    """Read `1,5` as task numbers."""
+def parse_tasks(after: int | None, compare: str | None, num_tasks: int) -> list[int]:
+    """Read which tasks should answer: `--after 5`, `--compare 1,5`, or the last; check all before any answers."""
+    option = f"--compare {compare}" if compare else f"--after {after}"
     try:
-        return [int(part) for part in text.split(",")]
+        tasks = [int(part) for part in compare.split(",")] if compare else [num_tasks if after is None else after]
     except ValueError:
-        raise UserError(f"--compare {text}: expected task numbers such as 1,5") from None
+        raise UserError(f"{option}: expected task numbers such as 1,5") from None
+    if not all(1 <= task <= num_tasks for task in tasks):
+        raise UserError(f"{option}: tasks go from 1 to {num_tasks}")
+    return tasks
 
 
 def main() -> None:
@@ -80,15 +87,23 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("query", help="what the video should show")
-    parser.add_argument("--after", type=int, default=None, help="task that answers (default: the last)")
-    parser.add_argument("--compare", default=None, metavar="T,U", help="answer after several tasks, one table each")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--after", type=int, default=None, metavar="T", help="task that answers (default: the last)")
+    which.add_argument("--compare", default=None, metavar="T,U", help="answer after several tasks, one table each")
     parser.add_argument("--top", type=int, default=8, help="videos to show (default: %(default)s)")
     parser.add_argument("--params", default="params.yaml", help="parameters of the run (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("plots/search"), help="folder of the contact sheets")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("plots/search"),
+        help="folder of the contact sheets (default: %(default)s)",
+    )
     args = parse(parser)
     with errors_in_one_line(args.debug):
         config = Config.load(args.params)
-        tasks = parse_tasks(args.compare) if args.compare else [args.after or config.K]
+        tasks = parse_tasks(args.after, args.compare, config.K)
+        if args.top < 1:
+            raise UserError(f"--top {args.top}: must be at least 1")
         args.output.mkdir(parents=True, exist_ok=True)
         store = FrameStore(Path("data/frames"))
         for after in tasks:
