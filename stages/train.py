@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from stages.run import run
+from structalign import distributed
 from structalign.checkpoint import Checkpoint
 from structalign.config import Config
 from structalign.data.frames import FrameStore
@@ -20,20 +21,25 @@ from structalign.gallery import TaskGallery, load_galleries
 from structalign.learner import Learner
 from structalign.log import log
 from structalign.resume import ResumeFile, fingerprint
-from structalign.seeding import use_threads
+from structalign.seeding import use_deterministic, use_threads
 from structalign.train import Cost, LossCurve, Trainer
 from structalign.usage import peak_memory_mb
 
 
 def main(config: Config, task: int) -> None:
     """Train one task: from models/task-(NN-1) to models/task-NN."""
-    use_threads(config.threads)
-    split = read_task(Path(f"data/split/task-{task:02d}.json"))
-    previous = Checkpoint.load(Path(f"models/task-{task - 1:02d}"))
-    learner = Learner(config, split.num_categories, previous)
+    devices = distributed.num_ranks(config.train.devices, config.machine.device, config.train.batch_size)
+    split, previous, learner = _take_up(config, task)
     resume = ResumeFile(fingerprint(config, task))
     curve = Path(f"plots/loss/task-{task:02d}.csv")
-    cost = _train(config, split, learner, curve, resume)
+    if learner.method.trains and split.train:
+        with distributed.ranks(devices, learner.device, _follow, config, task, resume):
+            trainer = _trainer(config, split, learner, resume)
+            cost = trainer.run(curve)
+        learner.finish(task, trainer.data)
+    else:
+        with LossCurve(curve, task):
+            cost = Cost(seconds=0.0, steps=0, trained_parameters=0)
     names = previous.categories + [category.name for category in split.categories]
     with fresh_dir(Path(f"models/task-{task:02d}")) as folder:
         learner.checkpoint(task, names).save(folder)
@@ -42,13 +48,25 @@ def main(config: Config, task: int) -> None:
     log.info(f"task {task}: {cost.steps} steps in {cost.seconds:.1f} s")
 
 
-def _train(config: Config, split: TaskSplit, learner: Learner, curve: Path, resume: ResumeFile) -> Cost:
-    task = split.task
+def _follow(config: Config, task: int, resume: ResumeFile, folder: str) -> None:
+    """Take part in the training as a further device, and leave nothing."""
+    split, _, learner = _take_up(config, task)
+    _trainer(config, split, learner, resume).run(Path(folder) / f"rank-{distributed.rank()}.csv")
+
+
+def _take_up(config: Config, task: int) -> tuple[TaskSplit, Checkpoint, Learner]:
+    """The task's split, what the previous task left, and a learner that is ready to go on from there."""
+    use_threads(config.threads)
+    use_deterministic(config.train.deterministic)
+    split = read_task(Path(f"data/split/task-{task:02d}.json"))
+    previous = Checkpoint.load(Path(f"models/task-{task - 1:02d}"))
+    learner = Learner(config, split.num_categories, previous)
     learner.start(task)
-    if not (learner.method.trains and split.train):
-        with LossCurve(curve, task):
-            return Cost(seconds=0.0, steps=0, trained_parameters=0)
-    earlier = load_galleries(Path(f"data/gallery/after-{task - 1:02d}"))
+    return split, previous, learner
+
+
+def _trainer(config: Config, split: TaskSplit, learner: Learner, resume: ResumeFile) -> Trainer:
+    earlier = load_galleries(Path(f"data/gallery/after-{split.task - 1:02d}"))
     learner.method.start_galleries(earlier)
     store = FrameStore(Path("data/frames"))
     data = TrainingSet(split.train, store, learner.retriever, config.machine.num_workers)
@@ -56,9 +74,7 @@ def _train(config: Config, split: TaskSplit, learner: Learner, curve: Path, resu
     if config.train.select == "best_on_test":
         log.warning("train.select=best_on_test: the epoch is picked on the test queries, which leaks the test set")
         validate = partial(_recall_on_test, config, split, store, learner, earlier)
-    cost = Trainer(learner.method, data, config, task, validate, resume).run(curve)
-    learner.finish(task, data)
-    return cost
+    return Trainer(learner.method, data, config, split.task, validate, resume)
 
 
 def _recall_on_test(

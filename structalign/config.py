@@ -238,6 +238,16 @@ class TrainConfig(_Section):
     """Random horizontal flips; off where captions say left or right."""
     precision: Literal["auto", "fp32", "bf16"]
     """auto: bf16 on a GPU that has it, fp32 elsewhere."""
+    devices: Positive | Auto
+    """Devices that train together, each on a share of every batch; auto: all visible GPUs, or 1 on the CPU. Loss and
+    gradients are those of one device up to rounding, but each device draws dropout and router noise of its own."""
+    share_videos: bool
+    """Encode a video that occurs several times in a batch once, with one augmentation for all of its captions."""
+    compile: bool
+    """Compile the encoders with torch.compile: minutes at first, faster steps afterwards."""
+    deterministic: bool
+    """Use only algorithms that repeat bit for bit on a GPU, and stop at an operation that has none; slower. The CPU's
+    always do."""
 
 
 class EvaluateConfig(_Section):

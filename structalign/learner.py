@@ -11,17 +11,23 @@ from structalign.checkpoint import Checkpoint
 from structalign.config import Config
 from structalign.data.frames import FrameStore
 from structalign.data.loader import TrainingSet, test_batches
+from structalign.distributed import pick_device
 from structalign.encode import encode_videos, pooled_texts
 from structalign.errors import UserError
 from structalign.method.base import TrainingFeatures
 from structalign.method.losses import pool_frames
 from structalign.method.registry import build_method, method_class
-from structalign.model.backbone import load_clip
+from structalign.model.backbone import load_clip, text_tower
 from structalign.model.retriever import Retriever, Trainable
 from structalign.seeding import derive_seed
-from structalign.train import pick_device
 
 CLIP = Path("models/clip")
+
+
+def compile_encoders(retriever: Retriever) -> None:
+    """Compile both encoders in place, on their first use; names and weights stay as they are."""
+    retriever.clip.visual.compile()
+    text_tower(retriever.clip).transformer.compile()
 
 
 class Learner:
@@ -77,6 +83,9 @@ class Learner:
             teacher.requires_grad_(False).eval()
         self.retriever.prepare_task(task)
         self.method.start_task(task, teacher)
+        if self.config.train.compile:
+            for model in filter(None, (self.retriever, teacher)):
+                compile_encoders(model)
 
     def finish(self, task: int, data: TrainingSet) -> None:
         """Close the task: experts are copied after task 1, and the method updates what it carries along."""

@@ -24,6 +24,19 @@ def use_threads(threads: int | Literal["auto"]) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)) if threads == "auto" else threads)
 
 
+def use_deterministic(wanted: bool) -> None:
+    """Choose whether PyTorch takes only algorithms that repeat bit for bit on a GPU; before the first GPU operation.
+
+    The CPU's all do. Memory-efficient attention is left out because its backward pass does not.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.deterministic = wanted
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.enable_mem_efficient_sdp(not wanted)
+
+
 def seed_everything(seed: int, *path: int) -> None:
     """Seed torch's own generators (dropout, router noise), on all devices."""
     torch.manual_seed(derive_seed(seed, *path))

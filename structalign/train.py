@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from structalign import distributed
 from structalign.config import Config, TrainConfig
 from structalign.data.loader import TrainingSet
 from structalign.errors import UserError
@@ -62,19 +63,6 @@ def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> f
     progress = (step - warmup) / max(1, total - warmup)
     cycles = 0.5 if schedule == "cosine" else 1.0
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * 2.0 * cycles * progress)))
-
-
-def pick_device(name: str) -> torch.device:
-    """Resolve `machine.device`: auto takes a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"machine.device = {name!r}: must be auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"machine.device = {name!r}: this machine has no usable GPU; auto takes the CPU here")
-    return device
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast | nullcontext[None]:
@@ -145,7 +133,7 @@ class Trainer:
             bar.update(rows.step)
             for epoch in range(first, self.settings.epochs + 1):
                 self._epoch(epoch, rows, bar)
-                if self.validate is not None and best.stop(epoch, self.validate()):
+                if self.validate is not None and best.stop(epoch, distributed.from_first(self.validate)):
                     log.info(f"task {self.task}: stopped after epoch {epoch}, best was epoch {best.epoch}")
                     break
                 self._save(epoch, rows, best, seconds + time.perf_counter() - start)
@@ -155,7 +143,7 @@ class Trainer:
 
     def _save(self, epoch: int, rows: LossCurve, best: _BestEpoch, seconds: float) -> None:
         """Note everything that the rest of the training depends on; random states follow from the epoch."""
-        if self.resume is None or epoch == self.settings.epochs:
+        if self.resume is None or epoch == self.settings.epochs or distributed.rank() > 0:
             return
         state = {
             "epoch": epoch,
@@ -187,7 +175,9 @@ class Trainer:
 
     def _epoch(self, epoch: int, rows: LossCurve, bar: tqdm) -> None:
         # Everything random is seeded anew per epoch, so that an epoch depends on its number and not on history.
-        seed_everything(self.config.seed, self.task, epoch)
+        # Dropout and router noise differ between ranks; rank 0 draws as a single process does.
+        number = distributed.rank()
+        seed_everything(self.config.seed, self.task, epoch, *([2, number] if number else []))
         self.method.start_epoch(generator(self.config.seed, self.task, epoch, 1))
         self.method.retriever.train()
         for batch in self._batches(epoch):
@@ -209,6 +199,7 @@ class Trainer:
             terms = self.method.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         terms["total"].backward()
+        distributed.average_gradients(self.weights)
         nn.utils.clip_grad_norm_(self.weights, self.settings.clip_norm)
         self.optimizer.step()
         self.schedule.step()

@@ -10,13 +10,14 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from structalign import distributed
 from structalign.config import TrainConfig
 from structalign.data.frames import FrameStore
 from structalign.data.split import Sample
@@ -88,10 +89,29 @@ def train_pixels(frames: Tensor, size: int, generator: torch.Generator, crop_sca
     -------
     Tensor, shape (N, 3, size, size), uint8
     """
-    top, left, height, width = _crop_box(frames.shape[-2], frames.shape[-1], generator, crop_scale)
-    mirrored = bool(torch.rand((), generator=generator) < 0.5)  # drawn in any case: crops do not depend on `flip`
-    cropped = _resize(frames[..., top : top + height, left : left + width], (size, size))
-    return cropped.flip(-1) if flip and mirrored else cropped
+    return _augment(frames, size, _draw_view(frames, generator, crop_scale), flip)
+
+
+class _View(NamedTuple):
+    """How a video is seen once: what is cut out of its frames, and whether they are mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+
+
+def _draw_view(frames: Tensor, generator: torch.Generator, crop_scale: float) -> _View:
+    box = _crop_box(frames.shape[-2], frames.shape[-1], generator, crop_scale)
+    # Drawn in any case: crops do not depend on `flip`.
+    return _View(*box, mirrored=bool(torch.rand((), generator=generator) < 0.5))
+
+
+def _augment(frames: Tensor, size: int, view: _View, flip: bool) -> Tensor:
+    cut = frames[..., view.top : view.top + view.height, view.left : view.left + view.width]
+    cropped = _resize(cut, (size, size))
+    return cropped.flip(-1) if flip and view.mirrored else cropped
 
 
 def _crop_box(height: int, width: int, generator: torch.Generator, smallest: float) -> tuple[int, int, int, int]:
@@ -168,20 +188,30 @@ class TrainingSet:
         return full + (rest > 1)
 
     def batches(self, train: TrainConfig, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
-        """Yield one epoch of augmented batches; order and augmentation follow from the generator alone."""
+        """Yield one epoch of augmented batches; order and augmentation follow from the generator alone.
+
+        Where several devices train, all of them draw the same for the whole batch, and augment their own share.
+        """
         order = self._order(train.balanced, generator)
         self._move_to(device)
         for step in range(self.steps_per_epoch(train.batch_size)):
             pairs = order[step * train.batch_size : (step + 1) * train.batch_size]
             videos = self.video[pairs]
-            pixels = torch.stack(
-                [
-                    train_pixels(self.frames[video].to(device), self.size, generator, train.crop_scale, train.flip)
-                    for video in videos.tolist()
-                ]
-            )  # [B,N,3,size,size]
-            tensors: tuple[Any, ...] = (pixels, self.tokens[pairs], self.category[pairs], videos)
-            yield Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+            encoded, row = videos.unique(return_inverse=True) if train.share_videos else (videos, None)
+            pixels = self._augmented(encoded.tolist(), train, generator, device)
+            tensors = (pixels, self.tokens[pairs], self.category[pairs], videos)
+            batch = Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+            batch.row = None if row is None else row.to(device, non_blocking=True)
+            yield batch
+
+    def _augmented(
+        self, videos: list[int], train: TrainConfig, generator: torch.Generator, device: torch.device
+    ) -> Tensor:
+        """Draw a view of each of the batch's videos, and show this rank's share of them: (V, N, 3, size, size)."""
+        views = [_draw_view(self.frames[video], generator, train.crop_scale) for video in videos]
+        own = [(self.frames[videos[place]], views[place]) for place in distributed.share(len(videos))]
+        seen = [_augment(frames.to(device), self.size, view, train.flip) for frames, view in own]
+        return torch.stack(seen)
 
     def _move_to(self, device: torch.device) -> None:
         """Keep the frames where they are augmented, if there is room; otherwise each batch takes its own there."""

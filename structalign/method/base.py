@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from structalign import distributed
 from structalign.config import Config
 from structalign.gallery import TaskGallery
 from structalign.model.retriever import Retriever
@@ -21,24 +22,46 @@ Teacher = Literal["previous", "initial"]
 
 @dataclass
 class Batch:
-    """B pairs of a video and a caption.
+    """B pairs of a video and a caption; only pixels are cut into shares where several devices train.
 
     Attributes
     ----------
-    pixels : Tensor, shape (B, N, 3, H, W)
-        Normalised frames.
+    pixels : Tensor, shape (V, N, 3, H, W), uint8
+        Frames of this rank's share of the videos; V = B on a single device, unless videos are shared.
     tokens : Tensor, shape (B, L), int64
         Caption tokens.
     category : Tensor, shape (B,), int64
         Global category ids.
     video : Tensor, shape (B,), int64
         Which training video each pair shows; equal numbers are the same video.
+    row : Tensor, shape (B,), int64, optional
+        Which of the encoded videos each pair shows, where pairs of one video share its features.
     """
 
     pixels: Tensor
     tokens: Tensor
     category: Tensor
     video: Tensor
+    row: Tensor | None = None
+
+
+def joint_video(model: Retriever, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Encode this rank's share of the batch's videos and gather all: frames (B, N, D), global_ (B, D)."""
+    frames, global_ = model.encode_video(batch.pixels)
+    if distributed.size() == 1 and batch.row is None:
+        return frames, global_
+    frames = distributed.gather(frames)
+    frames = frames[: len(batch.video)] if batch.row is None else frames[batch.row]  # [B,N,D]
+    return frames, frames.mean(dim=1)
+
+
+def joint_text(model: Retriever, tokens: Tensor, task: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Encode this rank's share of texts (B, L) and gather all: words (B, L, D), mask (B, L), global_ (B, D)."""
+    if distributed.size() == 1:
+        return model.encode_text(tokens, task)
+    words, _, global_ = model.encode_text(tokens[distributed.share(len(tokens))], task)
+    words, global_ = (distributed.gather(part)[: len(tokens)] for part in (words, global_))
+    return words, model.word_mask(tokens), global_
 
 
 @dataclass
@@ -104,7 +127,10 @@ class Method:
         """Take the generator that this epoch's draws come from."""
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute the terms of the loss by name; `total` is the one to minimise."""
+        """Compute the terms of the loss by name; `total` is the one to minimise.
+
+        Features come from `joint_video` and `joint_text`, and nothing else in it may differ between ranks.
+        """
         raise TypeError(f"{type(self).__name__} has nothing to train")
 
     def parameter_groups(self) -> list[dict[str, object]]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from structalign.method.base import Batch, Method
+from structalign.method.base import Batch, Method, joint_text, joint_video
 from structalign.method.losses import contrastive
 
 
@@ -22,7 +22,7 @@ class Finetune(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Contrast the batch's global text and video features, each (B, D)."""
-        _, _, text = self.retriever.encode_text(batch.tokens, self.task)
-        _, video = self.retriever.encode_video(batch.pixels)
+        _, _, text = joint_text(self.retriever, batch.tokens, self.task)
+        _, video = joint_video(self.retriever, batch)
         scl = contrastive(text, video, self.retriever.log_scale)
         return {"scl": scl, "total": scl}

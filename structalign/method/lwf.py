@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from structalign.method.base import Batch, Teacher
+from structalign.method.base import Batch, Teacher, joint_text, joint_video
 from structalign.method.finetune import Finetune
 from structalign.method.losses import contrastive, distillation
 from structalign.model.retriever import Retriever
@@ -25,8 +25,8 @@ class LwF(Finetune):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Compute scl, distill and their total for a batch of B pairs."""
-        _, _, text = self.retriever.encode_text(batch.tokens, self.task)  # [B,D]
-        _, video = self.retriever.encode_video(batch.pixels)  # [B,D]
+        _, _, text = joint_text(self.retriever, batch.tokens, self.task)  # [B,D]
+        _, video = joint_video(self.retriever, batch)  # [B,D]
         scl = contrastive(text, video, self.retriever.log_scale)
         if self.teacher is None:
             return {"scl": scl, "total": scl}
@@ -35,9 +35,10 @@ class LwF(Finetune):
 
     def _distill(self, teacher: Retriever, batch: Batch, video: Tensor) -> Tensor:
         """Current videos meet the teacher's texts as the teacher's own videos do."""
-        with torch.no_grad():
-            _, _, text = teacher.encode_text(self.reference_tokens(batch), max(1, self.task - 1))
-            _, taught = teacher.encode_video(batch.pixels)
+        with torch.inference_mode():
+            _, _, text = joint_text(teacher, self.reference_tokens(batch), max(1, self.task - 1))
+            _, taught = joint_video(teacher, batch)
+        text, taught = text.clone(), taught.clone()  # what autograd may keep: inference tensors it refuses
         scale = self.retriever.log_scale.exp()
         text = normalize(text, dim=-1)  # [B,D]
         student = scale * normalize(video, dim=-1) @ text.T  # [B,B]

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from structalign.gallery import TaskGallery
-from structalign.method.base import AdapterMethod, Batch
+from structalign.method.base import AdapterMethod, Batch, joint_text, joint_video
 from structalign.method.losses import contrastive
 
 
@@ -23,8 +23,8 @@ class StableFusion(AdapterMethod):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Compute scl, cross and their weighted total for a batch of B pairs."""
-        _, _, text = self.retriever.encode_text(batch.tokens, self.task)  # [B,D]
-        _, video = self.retriever.encode_video(batch.pixels)  # [B,D]
+        _, _, text = joint_text(self.retriever, batch.tokens, self.task)  # [B,D]
+        _, video = joint_video(self.retriever, batch)  # [B,D]
         scl = contrastive(text, video, self.retriever.log_scale)
         if self.stored is None:
             return {"scl": scl, "total": scl}

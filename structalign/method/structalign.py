@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from structalign.config import Config
 from structalign.errors import UserError
 from structalign.method import losses
-from structalign.method.base import AdapterMethod, Batch, Teacher, TrainingFeatures
+from structalign.method.base import AdapterMethod, Batch, Teacher, TrainingFeatures, joint_text, joint_video
 from structalign.method.etf import simplex_etf
 from structalign.method.memory import PrototypeMemory
 from structalign.method.similarity import word_frame_similarity
@@ -70,8 +70,8 @@ class StructAlign(AdapterMethod):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Compute scl, crp, etf, pseudo and their total for a batch of B pairs."""
         weights = self.config.loss
-        words, mask, _ = self.retriever.encode_text(batch.tokens, self.task)  # [B,L,D], [B,L]
-        frames, _ = self.retriever.encode_video(batch.pixels)  # [B,N,D]
+        words, mask, _ = joint_text(self.retriever, batch.tokens, self.task)  # [B,L,D], [B,L]
+        frames, _ = joint_video(self.retriever, batch)  # [B,N,D]
         similarity = self._similarity(frames, words, mask)  # [B,B]
         terms = {"scl": losses.scl(similarity, self.retriever.log_scale, weights.same_video, batch.video)}
         base = terms["scl"]
@@ -103,10 +103,11 @@ class StructAlign(AdapterMethod):
         """Compare the batch's similarities with those of the teacher, which sees the same pixels."""
         # The previous model knows no prototype of the present task: it reads texts as its own last task did.
         task = self.task - 1 if self.config.loss.crp_teacher == "previous" else self.task
-        with torch.no_grad():
-            words, mask, _ = teacher.encode_text(batch.tokens, task)
-            frames, _ = teacher.encode_video(batch.pixels)
+        with torch.inference_mode():
+            words, mask, _ = joint_text(teacher, batch.tokens, task)
+            frames, _ = joint_video(teacher, batch)
             target = self._similarity(frames, words, mask)  # [B,B]
+        target = target.clone()  # what autograd may keep: inference tensors it refuses
         return losses.crp(
             similarity, target, self.retriever.log_scale, teacher.log_scale, self.config.loss.temperature
         )

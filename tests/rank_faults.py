@@ -1,0 +1,37 @@
+"""Ranks that misbehave, in a module that a new process imports quickly; as a program, the stage that starts them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from structalign import distributed
+from structalign.errors import UserError
+from structalign.log import configure
+
+CPU = torch.device("cpu")
+
+
+def fail(folder: str) -> None:
+    raise UserError("no such video: a.mp4")
+
+
+def die(folder: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stay(folder: str) -> None:
+    time.sleep(60)
+
+
+if __name__ == "__main__":
+    configure()
+    distributed._GRACE = 0.1
+    with distributed.ranks(2, CPU, {"die": die, "stay": stay}[sys.argv[1]]):
+        Path("ready").touch()
+        time.sleep(60)  # as a GPU's collective does that waits for a dead rank
