@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from video_files import moving, write_video
 
+from structalign import distributed
 from structalign.config import Config, FramesConfig
 from structalign.data import loader
 from structalign.data.frames import FrameStore, extract
@@ -170,6 +171,34 @@ def test_every_caption_once_per_epoch(store: FrameStore) -> None:
     assert sorted(tokens) == list(range(15))
     assert all(NAMES[v] == data.captions[t].split()[0] for v, t in zip(videos, tokens, strict=True))
     assert batches[0].pixels.shape == (4, 3, 3, 32, 32)
+
+
+def test_shared_videos_come_once_and_every_pair_finds_its_own(store: FrameStore) -> None:
+    data = training_set(store, {"a": 3, "b": 2, "c": 3}, {"a": 0, "b": 1, "c": 0})
+    for batch in epoch(data, 0, share_videos=True):
+        assert len(batch.pixels) == len(batch.video.unique()) < len(batch.video)
+        seen = batch.pixels[batch.row]  # [B,N,3,H,W]
+        for one, other in zip(*torch.triu_indices(len(seen), len(seen), 1), strict=True):
+            assert torch.equal(seen[one], seen[other]) == bool(batch.video[one] == batch.video[other])
+    assert all(batch.row is None and len(batch.pixels) == len(batch.video) for batch in epoch(data, 0))
+
+
+@pytest.mark.parametrize("share_videos", [False, True])
+def test_devices_augment_their_shares_as_one_device_augments_all(
+    store: FrameStore, share_videos: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = training_set(store, {"a": 3, "b": 2, "c": 2}, {"a": 0, "b": 1, "c": 0})
+    whole = epoch(data, 0, share_videos=share_videos)
+    monkeypatch.setattr(distributed, "size", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(epoch(data, 0, share_videos=share_videos))
+    for joint, *parts in zip(whole, *shares, strict=True):
+        assert len({len(part.pixels) for part in parts}) == 1
+        gathered = torch.cat([part.pixels for part in parts])
+        assert torch.equal(gathered[: len(joint.pixels)], joint.pixels)
+        assert all(torch.equal(part.tokens, joint.tokens) for part in parts)
 
 
 def test_a_last_pair_alone_is_left_out(store: FrameStore) -> None:

@@ -18,6 +18,7 @@ from open_clip.model import CLIP
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from structalign.checkpoint import Checkpoint
 from structalign.config import Config
 from structalign.data.loader import TrainingSet
 from structalign.data.split import Sample
@@ -25,12 +26,13 @@ from structalign.encode import encode_videos
 from structalign.errors import UserError
 from structalign.evaluate import rank, recall_within_task
 from structalign.gallery import TaskGallery
+from structalign.learner import Learner
 from structalign.method.base import AdapterMethod, Batch, Method
 from structalign.method.registry import CLASSES, build_method, method_class
-from structalign.model.backbone import CLIP_LOG_SCALE, ClipInfo
+from structalign.model.backbone import CLIP_LOG_SCALE, ClipInfo, save_clip, text_tower
 from structalign.model.retriever import Retriever
 from structalign.resume import ResumeFile
-from structalign.seeding import use_threads
+from structalign.seeding import use_deterministic, use_threads
 from structalign.train import Trainer, learning_rate_factor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -332,3 +334,87 @@ def test_peak_memory_is_the_process_s_own() -> None:
     before, after = map(float, done.stdout.split())
     assert before < 60
     assert after == pytest.approx(before + 256, abs=10)
+
+
+# Faster, and repeatable
+
+
+@pytest.mark.parametrize("same_video", ["negative", "masked", "positive"])
+def test_videos_encoded_once_give_the_same_loss_where_nothing_is_augmented(
+    tmp_path: Path, same_video: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves, encoded = [], []
+    for share in (False, True):
+        train = {"epochs": 1, "batch_size": 8, "crop_scale": 1.0, "share_videos": share}
+        config = config_for("structalign", train=train, loss={"same_video": same_video})
+        method, data = start(config, 2)
+
+        def counted(pixels: Tensor, encode: Any = method.retriever.encode_video) -> tuple[Tensor, Tensor]:
+            encoded.append(len(pixels))
+            return encode(pixels)
+
+        monkeypatch.setattr(method.retriever, "encode_video", counted)
+        Trainer(method, data, config, 2).run(tmp_path / "loss.csv")
+        curves.append(curve_of(tmp_path / "loss.csv"))
+    assert encoded[:3] == [8, 8, 8]
+    assert sum(encoded[3:]) < 24
+    for apart, together in zip(*curves, strict=True):
+        assert float(together["total"]) == pytest.approx(float(apart["total"]), rel=1e-5)
+
+
+def test_compiled_encoders_are_those_that_train_and_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes minutes on a CPU, so a compiler that only counts stands in for PyTorch's."""
+    called: list[torch.nn.Module] = []
+
+    def compile_(module: torch.nn.Module) -> None:
+        def compiled(*args: Any, **named: Any) -> Any:
+            called.append(module)
+            return module._call_impl(*args, **named)
+
+        module._compiled_call_impl = compiled
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/clip").mkdir(parents=True)
+    save_clip(CLIP(**MODEL), ClipInfo("test", MODEL, [0.5] * 3, [0.5] * 3), tmp_path / "models/clip")
+    for wanted in (False, True):
+        learner = Learner(config_for("structalign", train={"compile": wanted}), 4, Checkpoint())
+        names = list(learner.retriever.state_dict())
+        learner.start(2)
+        teacher = learner.method.teacher
+        assert teacher is not None
+        learner.method.loss(one_batch())
+        encoders = [part for model in (learner.retriever, teacher) for part in encoders_of(model)]
+        assert len(called) == (4 if wanted else 0)
+        assert {id(part) for part in called} == ({id(part) for part in encoders} if wanted else set())
+        assert list(learner.retriever.state_dict()) == names
+
+
+def encoders_of(model: Retriever) -> tuple[torch.nn.Module, torch.nn.Module]:
+    return model.clip.visual, text_tower(model.clip).transformer
+
+
+def one_batch() -> Batch:
+    pixels = torch.randint(0, 256, (4, 2, 3, 16, 16), dtype=torch.uint8)
+    tokens = torch.tensor([[49406, 5, 49407]] * 4)
+    return Batch(pixels, tokens, torch.arange(4), torch.arange(4))
+
+
+def test_deterministic_training_gives_the_same_bits_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    weights = []
+    try:
+        for wanted in (True, False):
+            use_deterministic(wanted)
+            assert torch.are_deterministic_algorithms_enabled() == wanted
+            assert torch.backends.cuda.mem_efficient_sdp_enabled() != wanted
+            config = config_for("structalign")
+            method, data = start(config, 2)
+            Trainer(method, data, config, 2).run(tmp_path / "loss.csv")
+            weights.append(weights_of(method))
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        use_deterministic(False)
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
