@@ -1,9 +1,13 @@
-"""What each regulariser adds to a training step: median step time against SCL alone, on the same batch.
+"""What a training step costs, and each regulariser in it: median step time, videos per second, share of the peak.
 
-    python -m benchmarks.step                    the built-in model and batch
-    python -m benchmarks.step --clip ViT-B-32    random weights of that size, 12 frames
+    python -m benchmarks.step                                                    the built-in model, 4 frames
+    python -m benchmarks.step --clip ViT-B-32 --frames 12                        random weights of that size, on a GPU
+    python -m benchmarks.step --clip ViT-B-32 --frames 4 --batch 4 --rounds 3    the same on a CPU
 
-Variants take turns within each round, so that a slower or faster moment of the machine meets all of them.
+A step is what training does with a batch that is on the device: losses, gradients, clipping, optimizer. Variants take
+turns within each round, so that a slower or faster moment of the machine meets all of them. FLOPs are those of matrix
+products, attention and convolutions. The peak is what one large matrix product reaches on this device in the same
+precision, or what `--peak` says.
 """
 
 from __future__ import annotations
@@ -13,17 +17,23 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from structalign.config import Config
+from structalign.distributed import pick_device
+from structalign.learner import compile_encoders
 from structalign.method.base import Batch, TrainingFeatures
 from structalign.method.structalign import StructAlign
 from structalign.model.backbone import ClipInfo
 from structalign.model.pretrain import ARCHITECTURE
 from structalign.model.retriever import Retriever
 from structalign.seeding import generator
-from structalign.train import autocast, pick_device
+from structalign.train import autocast
 
 OFF = {"crp_weight": 0.0, "etf_weight": 0.0, "pseudo_weight": 0.0}
 VARIANTS = {
@@ -35,6 +45,20 @@ VARIANTS = {
     "all": {"crp_weight": 10.0, "etf_weight": 0.1, "pseudo_weight": 0.5},
 }
 CATEGORIES = 20
+TASK = 2
+"""The first task with a teacher and pseudo pairs."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all variants share."""
+
+    info: ClipInfo
+    device: torch.device
+    batch_size: int
+    frames: int
+    precision: str
+    compiled: bool
 
 
 def architecture(name: str) -> ClipInfo:
@@ -48,45 +72,108 @@ def architecture(name: str) -> ClipInfo:
     return ClipInfo(name, model, [0.5] * 3, [0.5] * 3)
 
 
-def build(config: Config, info: ClipInfo, batch_size: int, frames: int, task: int) -> Callable[[], None]:
-    """Make a function that does one training step of a task, always on the same batch."""
+def random_retriever(config: Config, setting: Setting) -> Retriever:
     from open_clip.model import CLIP
 
-    device = pick_device(config.machine.device)
     torch.manual_seed(0)
-    retriever = Retriever(CLIP(**info.model), info, config.model, config.K, seed=0).to(device)
-    method = StructAlign(config, retriever, CATEGORIES)
-    teacher = None
-    if method.teacher_kind(task):
-        teacher = Retriever(CLIP(**info.model), info, config.model, config.K, seed=0).to(device)
-        teacher.requires_grad_(False).eval()
+    retriever = Retriever(CLIP(**setting.info.model), setting.info, config.model, config.K, seed=0)
     retriever.finish_task(1)
-    retriever.prepare_task(task)
-    method.start_task(task, teacher)
-    method.start_epoch(generator(0))
-    width, old = retriever.embed_dim, torch.arange(8).repeat_interleave(4)
-    features = torch.nn.functional.normalize(torch.randn(len(old), width), dim=-1)
-    method.finish_task(TrainingFeatures(features, old, features, old))
-    batch = Batch(
-        pixels=torch.randint(0, 256, (batch_size, frames, 3, info.image_size, info.image_size), dtype=torch.uint8),
-        tokens=retriever.tokenize(["a red circle with a blue core falling over dark bars"] * batch_size),
-        category=torch.arange(batch_size) % CATEGORIES,
-        video=torch.arange(batch_size),
-    )
-    batch = Batch(*(tensor.to(device) for tensor in vars(batch).values()))
-    optimizer = torch.optim.AdamW(method.parameter_groups())
-    retriever.train()
+    if setting.compiled:
+        compile_encoders(retriever)
+    return retriever.to(setting.device)
 
-    def step() -> None:
-        with autocast(config.train.precision, device):
+
+def random_batch(retriever: Retriever, setting: Setting) -> Batch:
+    count, size = setting.batch_size, setting.info.image_size
+    batch = Batch(
+        pixels=torch.randint(0, 256, (count, setting.frames, 3, size, size), dtype=torch.uint8),
+        tokens=retriever.tokenize(["a red circle with a blue core falling over dark bars"] * count),
+        category=torch.arange(count) % CATEGORIES,
+        video=torch.arange(count),
+    )
+    return Batch(
+        batch.pixels.to(setting.device), *(part.to(setting.device) for part in list(vars(batch).values())[1:4])
+    )
+
+
+def build(config: Config, setting: Setting) -> dict[str, Callable[[], None]]:
+    """Make one training step for each variant: all with one model, one teacher, one batch and one optimizer."""
+    retriever, teacher = random_retriever(config, setting), random_retriever(config, setting)
+    teacher.requires_grad_(False).eval()
+    retriever.prepare_task(TASK)
+    retriever.train()
+    batch = random_batch(retriever, setting)
+    methods = {name: variant(config, weights, retriever, teacher) for name, weights in VARIANTS.items()}
+    groups = [group for method in methods.values() for group in method.parameter_groups()]
+    weights = list({id(weight): weight for group in groups for weight in group["params"]}.values())
+    fused = setting.device.type == "cuda"
+    optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=fused)
+
+    def step(method: StructAlign) -> None:
+        with autocast(setting.precision, setting.device):
             total = method.loss(batch)["total"]
         optimizer.zero_grad(set_to_none=True)
         total.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise(setting.device)
 
-    return step
+    return {name: partial(step, method) for name, method in methods.items()}
+
+
+def variant(config: Config, weights: dict[str, float], retriever: Retriever, teacher: Retriever) -> StructAlign:
+    """StructAlign with some of its terms, in the midst of a later task."""
+    changed = Config.parse({**config.model_dump(), "loss": {**config.loss.model_dump(), **OFF, **weights}})
+    method = StructAlign(changed, retriever, CATEGORIES)
+    method.start_task(TASK, teacher if method.teacher_kind(TASK) else None)
+    method.start_epoch(generator(0))
+    old = torch.arange(8).repeat_interleave(4)
+    features = nn.functional.normalize(torch.randn(len(old), retriever.embed_dim), dim=-1)
+    method.finish_task(TrainingFeatures(features, old, features, old))
+    return method
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def matrix_product_peak(device: torch.device, precision: str) -> float:
+    """FLOP/s of one large matrix product: the best of a few."""
+    size = 8192 if device.type == "cuda" else 1024
+    one, other = (torch.randn(size, size, device=device) for _ in range(2))
+    seconds = []
+    for _ in range(6):
+        synchronise(device)
+        start = time.perf_counter()
+        with autocast(precision, device):
+            one @ other
+        synchronise(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def flops(step: Callable[[], None]) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        step()
+    return counter.get_total_flops()
+
+
+def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median seconds of each step, after a round that warms up."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def describe(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def main() -> None:
@@ -95,25 +182,25 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--peak", type=float, help="TFLOP/s of the data sheet, in place of a measured matrix product")
     args = parser.parse_args()
-    base = Config.load().model_dump()
-    info = architecture(args.clip)
-    steps = {}
-    for name, weights in VARIANTS.items():
-        config = Config.parse({**base, "loss": {**base["loss"], **OFF, **weights}})
-        steps[name] = build(config, info, args.batch, args.frames, task=2)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(args.rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:  # the first round warms up
-                times[name].append(time.perf_counter() - start)
-    reference = statistics.median(times["SCL alone"])
-    print(f"{args.clip}, batch {args.batch}, {args.frames} frames, {torch.get_num_threads()} threads")
-    for name, values in times.items():
-        median = statistics.median(values)
-        print(f"{name:26} {median * 1000:8.1f} ms   {median / reference:.2f} x SCL alone")
+    device = pick_device(args.device)
+    setting = Setting(architecture(args.clip), device, args.batch, args.frames, args.precision, args.compile)
+    steps = build(Config.load(), setting)
+    work = {name: flops(step) for name, step in steps.items()}
+    medians = measure(steps, args.rounds)
+    peak = args.peak * 1e12 if args.peak else matrix_product_peak(device, args.precision)
+    print(f"{describe(device)}: {args.clip}, batch {args.batch}, {args.frames} frames, precision {args.precision}")
+    print(f"peak: {peak / 1e12:.3f} TFLOP/s")
+    for name, seconds in medians.items():
+        ratio, speed = seconds / medians["SCL alone"], args.batch / seconds
+        share = work[name] / seconds / peak
+        print(
+            f"{name:26}{seconds * 1000:9.1f} ms{ratio:7.2f} x SCL alone{speed:9.1f} videos/s{share:8.1%} of the peak"
+        )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import time
@@ -15,15 +14,11 @@ import psutil
 import pytest
 import rank_faults
 import torch
-from test_pipeline import TINY
 from test_train import TRAINED, config_for, curve_of, start, weights_of
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stages import backbone, download, frames, split
-from stages.params import compose
 from structalign import distributed
-from structalign.checkpoint import load_tensors
 from structalign.config import Config
 from structalign.errors import UserError
 from structalign.method.base import Method, TrainingFeatures
@@ -186,37 +181,3 @@ def test_number_of_devices(
             distributed.num_ranks(devices, device, 32)
     else:
         assert distributed.num_ranks(devices, device, 32) == expected
-
-
-# The stage
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """All that the first train stage needs, of tiny generated videos."""
-    monkeypatch.chdir(ROOT)
-    compose(["K=2", *TINY, "model.dropout=0"], tmp_path / "params.yaml")
-    monkeypatch.chdir(tmp_path)
-    config = Config.load()
-    for stage in (download, frames, split, backbone):
-        stage.main(config)
-    return tmp_path
-
-
-def test_train_stage_starts_its_devices_itself(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = {}
-    for devices in (1, 2):
-        monkeypatch.chdir(ROOT)
-        compose(["K=2", *TINY, "model.dropout=0", f"train.devices={devices}"], project / "params.yaml")
-        command = [sys.executable, "-m", "stages.train", "--task", "1"]
-        environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "STRUCTALIGN_PROGRESS": "0"}
-        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "task 1: 8 steps" in done.stderr
-        assert done.stderr.count("\n") == 1
-        weights[devices] = load_tensors(project / "models/task-01/adapters.safetensors")
-        assert len(curve_of(project / "plots/loss/task-01.csv")) == 8
-        assert not list((project / ".cache/resume").glob("*"))
-        shutil.rmtree(project / "models/task-01")
-    for name, weight in weights[1].items():
-        torch.testing.assert_close(weights[2][name], weight, rtol=0, atol=1e-5)
