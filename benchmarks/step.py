@@ -7,7 +7,8 @@
 A step is what training does with a batch that is on the device: losses, gradients, clipping, optimizer. Variants take
 turns within each round, so that a slower or faster moment of the machine meets all of them. FLOPs are those of matrix
 products, attention and convolutions. The peak is what one large matrix product reaches on this device in the same
-precision, or what `--peak` says.
+precision, or what `--peak` says. On the CPU, processor time counts (summed over
+threads), so that other work on the machine does not.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from structalign.method.structalign import StructAlign
 from structalign.model.backbone import ClipInfo
 from structalign.model.pretrain import ARCHITECTURE
 from structalign.model.retriever import Retriever
-from structalign.seeding import generator
+from structalign.seeding import generator, use_threads
 from structalign.train import autocast
 
 OFF = {"crp_weight": 0.0, "etf_weight": 0.0, "pseudo_weight": 0.0}
@@ -116,7 +117,6 @@ def build(config: Config, setting: Setting) -> dict[str, Callable[[], None]]:
         total.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        synchronise(setting.device)
 
     return {name: partial(step, method) for name, method in methods.items()}
 
@@ -133,24 +133,25 @@ def variant(config: Config, weights: dict[str, float], retriever: Retriever, tea
     return method
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def seconds_of(step: Callable[[], object], device: torch.device) -> float:
+    """Time a call: on a GPU by the clock, until its work is done; on the CPU in processor time."""
+    if device.type != "cuda":
+        start = time.process_time()
+        step()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def matrix_product_peak(device: torch.device, precision: str) -> float:
     """FLOP/s of one large matrix product: the best of a few."""
     size = 8192 if device.type == "cuda" else 1024
     one, other = (torch.randn(size, size, device=device) for _ in range(2))
-    seconds = []
-    for _ in range(6):
-        synchronise(device)
-        start = time.perf_counter()
-        with autocast(precision, device):
-            one @ other
-        synchronise(device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+    with autocast(precision, device):
+        return 2 * size**3 / min(seconds_of(lambda: one @ other, device) for _ in range(6))
 
 
 def flops(step: Callable[[], None]) -> int:
@@ -160,15 +161,12 @@ def flops(step: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each step, after a round that warms up."""
+def measure(steps: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each step; the pass that counted FLOPs has warmed up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:
-                times[name].append(time.perf_counter() - start)
+            times[name].append(seconds_of(step, device))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -187,11 +185,13 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the data sheet, in place of a measured matrix product")
     args = parser.parse_args()
+    config = Config.load()
+    use_threads(config.threads)
     device = pick_device(args.device)
     setting = Setting(architecture(args.clip), device, args.batch, args.frames, args.precision, args.compile)
-    steps = build(Config.load(), setting)
+    steps = build(config, setting)
     work = {name: flops(step) for name, step in steps.items()}
-    medians = measure(steps, args.rounds)
+    medians = measure(steps, args.rounds, device)
     peak = args.peak * 1e12 if args.peak else matrix_product_peak(device, args.precision)
     print(f"{describe(device)}: {args.clip}, batch {args.batch}, {args.frames} frames, precision {args.precision}")
     print(f"peak: {peak / 1e12:.3f} TFLOP/s")

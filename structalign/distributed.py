@@ -35,6 +35,16 @@ _PATIENCE = timedelta(hours=1)
 _GRACE = 5.0
 """Seconds that rank 0 is given to notice by itself that another rank failed; a GPU's collectives never do."""
 
+_LAST_WORDS = 60.0
+"""Seconds that rank 0 waits to hear why another rank broke off: a process ends slowly on a busy machine."""
+
+_LOST = 3
+"""Exit status of a rank that ends because another did."""
+
+
+class _RankLost(RuntimeError):
+    """A collective broke off, because another rank is gone."""
+
 
 def pick_device(name: str) -> torch.device:
     """Resolve `machine.device`: auto takes a GPU where there is one."""
@@ -68,6 +78,15 @@ def num_ranks(devices: int | Literal["auto"], device: str, batch_size: int) -> i
     if gpus and devices > gpus:
         raise UserError(f"train.devices = {devices}: this machine has {gpus} visible GPUs; auto takes all of them")
     return devices
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Tell a collective that breaks off from errors of a rank's own."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise _RankLost(str(error)) from error
 
 
 # Where this process stands
@@ -119,7 +138,8 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, own: Tensor) -> Tensor:
         ctx.rows = len(own)
         shares = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(size())]
-        dist.all_gather(shares, own.contiguous())
+        with _together():
+            dist.all_gather(shares, own.contiguous())
         return torch.cat(shares)
 
     @staticmethod
@@ -137,9 +157,18 @@ def average_gradients(weights: Sequence[Tensor]) -> None:
         return
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     joint = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(joint)
+    with _together():
+        dist.all_reduce(joint)
     parts = joint.div_(size()).split([gradient.numel() for gradient in gradients])
     torch._foreach_copy_(gradients, [part.view_as(old) for part, old in zip(parts, gradients, strict=True)])
+
+
+def add_up(own: Tensor) -> Tensor:
+    """Sum a tensor over ranks; every rank gets the sum."""
+    if size() > 1:
+        with _together():
+            dist.all_reduce(own)
+    return own
 
 
 def from_first(compute: Callable[[], float]) -> float:
@@ -147,7 +176,8 @@ def from_first(compute: Callable[[], float]) -> float:
     if size() == 1:
         return compute()
     told: list[float | None] = [compute() if rank() == 0 else None]
-    dist.broadcast_object_list(told, src=0)
+    with _together():
+        dist.broadcast_object_list(told, src=0)
     return float(told[0])  # type: ignore[arg-type]
 
 
@@ -183,7 +213,7 @@ def ranks(count: int, device: torch.device, follow: Callable[..., None], *args: 
             with _process_group(0, count, device, folder):
                 yield
             others.finish()
-        except RuntimeError:  # what a collective says when another rank is gone; that one's own words say more
+        except _RankLost:  # the lost rank's own words say more
             others.blame()
             raise
         finally:
@@ -232,6 +262,8 @@ def _follow(
     try:
         with _process_group(number, count, device, folder):
             follow(*args, folder)
+    except _RankLost:
+        sys.exit(_LOST)
     except Exception as error:
         words.send((" ".join(str(error).split()) or type(error).__name__, traceback.format_exc()))
         sys.exit(1)
@@ -281,7 +313,7 @@ class _Others:
     def _judge(self, number: int) -> None:
         process, words = self.processes[number - 1], self.words[number - 1]
         process.join()
-        if process.exitcode == 0 or self.failure:
+        if process.exitcode in (0, _LOST) or self.failure:
             return
         said, details = _last_words(words)
         if details:
@@ -299,7 +331,7 @@ class _Others:
 
     def blame(self) -> None:
         """Raise what another rank failed of, if one did."""
-        if self.failed.wait(_GRACE):
+        if self.failed.wait(_LAST_WORDS):
             raise UserError(self.failure) from None
 
     def end(self) -> None:

@@ -189,6 +189,7 @@ class Trainer:
                 bar.set_postfix(epoch=epoch, loss=f"{total:.3f}", lr=f"{rate:.1e}", refresh=False)
             bar.update()
         rows.flush(epoch)
+        self.method.finish_epoch()
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         order = generator(self.config.seed, self.task, epoch)

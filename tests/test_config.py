@@ -118,6 +118,9 @@ def test_bad_override_is_named_and_leaves_the_file_alone(tmp_path: Path, overrid
         ("train.batch_size", 1, "train.batch_size = 1"),
         ("train.select", "best", "train.select = 'best'"),
         ("train.lr_first", 0, "train.lr_first = 0"),
+        ("train.devices", 0, "train.devices = 0"),
+        ("train.devices", "all", "train.devices = 'all'"),
+        ("train.compile", "often", "train.compile = 'often'"),
         ("machine.workers", "many", "machine.workers = 'many'"),
     ],
 )

@@ -126,6 +126,9 @@ class Method:
     def start_epoch(self, generator: torch.Generator) -> None:
         """Take the generator that this epoch's draws come from."""
 
+    def finish_epoch(self) -> None:
+        """Bring together what each device noted of its own share during the epoch."""
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the terms of the loss by name; `total` is the one to minimise.
 

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from structalign.method.base import AdapterMethod, Batch, TrainingFeatures
+from structalign import distributed
+from structalign.method.base import AdapterMethod, Batch, TrainingFeatures, joint_text, joint_video
 from structalign.method.losses import contrastive
 
 
 class MoEAdapter(AdapterMethod):
     """Adapter experts, contrasted on global features; those that a task used most keep what they learnt."""
 
+    def start_epoch(self, generator: torch.Generator) -> None:
+        """Note the counts that the epoch starts from."""
+        self.counted = {name: experts.usage.clone() for name, experts in self.retriever.routed_experts().items()}
+
+    def finish_epoch(self) -> None:
+        """Add up what all devices counted in the epoch."""
+        for name, experts in self.retriever.routed_experts().items():
+            experts.usage.copy_(self.counted[name] + distributed.add_up(experts.usage - self.counted[name]))
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Contrast the batch's global text and video features, each (B, D)."""
-        _, _, text = self.retriever.encode_text(batch.tokens, self.task)
-        _, video = self.retriever.encode_video(batch.pixels)
+        _, _, text = joint_text(self.retriever, batch.tokens, self.task)
+        _, video = joint_video(self.retriever, batch)
         scl = contrastive(text, video, self.retriever.log_scale)
         return {"scl": scl, "total": scl}
 
