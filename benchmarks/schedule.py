@@ -1,7 +1,11 @@
 """The whole MSRVTT-10 schedule on random frames and random weights: 10 tasks of 400 steps, and 10 evaluations.
 
-    python -m benchmarks.schedule                                          ViT-B/32, batch 32, 12 frames: 4,000 steps
-    python -m benchmarks.schedule --clip tiny --tasks 2 --epochs 1 --captions 2 --test 6     a smoke run on a CPU
+    python -m benchmarks.schedule                ViT-B/32, batch 32, 12 frames: 4,000 steps
+
+and a smoke run on a CPU:
+
+    python -m benchmarks.schedule --clip tiny --tasks 2 --epochs 1 --captions 2 --test 6 \\
+        train.batch_size=8 frames.num_frames=4
 
 Everything that the stages do between reading stored frames and writing files: augmentation, training with every term
 of the loss, class statistics, encoding of 2,990 test videos, and ranking for all queries seen so far.
