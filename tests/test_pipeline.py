@@ -140,3 +140,17 @@ def test_k_that_does_not_divide_the_categories_is_one_clear_line(project: Projec
     finally:
         project.run(sys.executable, "-m", "stages.params", "K=2", *TINY)
         project.run("dvc", "checkout")
+
+
+def test_a_study_runs_through_the_queue_and_names_what_failed(project: Project) -> None:
+    # As in a fresh clone: the committed dvc.lock speaks of data that this cache has never seen.
+    shutil.copyfile(ROOT / "dvc.lock", project.folder / "dvc.lock")
+    study = {"structalign": [*TINY, "train.epochs=1"], "broken": [*TINY, "etf.num_classes=2"]}
+    (project.folder / "conf/study/tiny.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "-m", "study")
+    printed = project.run(sys.executable, "-m", "stages.compare", "--study", "tiny", "--K", "2", "--seeds", "0")
+    assert "tiny-broken-shapes-2-seed0: failed" in printed
+    folder = project.folder / "plots/compare/tiny-shapes"
+    assert {path.name for path in folder.iterdir()} == {"runs.csv", "table.md", "figure.png", "by_task.png"}
+    assert [line.split(" | ")[0] for line in (folder / "table.md").read_text().splitlines()[2:]] == ["| structalign"]
