@@ -32,7 +32,7 @@ def main(config: Config, task: int) -> None:
     earlier = Path(f"data/gallery/after-{task - 1:02d}")
     frames = learner.encode_clips(store, [sample.clip for sample in split.test])
     galleries = [*load_galleries(earlier), TaskGallery.from_samples(task, split.test, frames)]
-    ranking = rank(learner.retriever, galleries, config.similarity)
+    ranking = rank(learner.retriever, galleries, config.similarity, config.evaluate)
 
     record = Record.load(Path(f"metrics/task-{task - 1:02d}"))
     encode = partial(learner.encode_clips, store)

@@ -257,6 +257,20 @@ class EvaluateConfig(_Section):
     """Videos encoded at a time."""
     drift_videos: Count
     """Test videos per class encoded again after every task to see how far features moved; 0: none."""
+    rerank: Positive | None
+    """null: every query is scored against every video. M: each query's M best videos by global cosine are scored by
+    words and frames as well, and all others rank below them, in the order of their global cosine. A candidate's
+    score is the fused one, but the mean and standard deviation of its word-frame z-score come from 512 videos spread
+    evenly over the gallery. Where M covers the gallery, nothing changes. train.select=best_on_test ranks in full."""
+    index: Literal["flat", "faiss"]
+    """How the M best are found. flat: among all global cosines. faiss: in an inverted file of 8-bit vectors, for
+    galleries beyond memory; it may miss some, and videos that it does not return tie for the last rank."""
+
+    @model_validator(mode="after")
+    def _index_needs_rerank(self) -> EvaluateConfig:
+        if self.index != "flat" and self.rerank is None:
+            raise ValueError(f"index = {self.index!r} needs rerank, the number of candidates to find for each query")
+        return self
 
 
 class MachineConfig(_Section):

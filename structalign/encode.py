@@ -11,7 +11,7 @@ from structalign.method.losses import pool_words
 from structalign.model.retriever import Retriever
 
 QUERY_BATCH = 256
-"""Queries encoded and ranked at a time; memory grows with it, results do not depend on it."""
+"""Queries encoded at a time; memory grows with it, results do not depend on it."""
 
 
 @torch.inference_mode()
@@ -31,9 +31,14 @@ def encode_texts(retriever: Retriever, captions: Sequence[str], task: int) -> It
     """Encode captions with one task's prototype; yield words (b, L, D), mask (b, L) and global features (b, D)."""
     retriever.eval()
     device = next(retriever.parameters()).device
-    for start in range(0, len(captions), QUERY_BATCH):
-        tokens = retriever.tokenize(captions[start : start + QUERY_BATCH])
+    for tokens in token_batches(retriever, captions):
         yield retriever.encode_text(tokens.to(device), task)
+
+
+def token_batches(retriever: Retriever, captions: Sequence[str], size: int = QUERY_BATCH) -> Iterator[Tensor]:
+    """Yield captions as tokens (b, L), `size` of them at a time."""
+    for start in range(0, len(captions), size):
+        yield retriever.tokenize(captions[start : start + size])
 
 
 def pooled_texts(retriever: Retriever, captions: Sequence[str], task: int) -> Tensor:

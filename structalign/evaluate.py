@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from structalign import metrics
-from structalign.config import SimilarityConfig
-from structalign.encode import encode_texts
+from structalign.config import EvaluateConfig, SimilarityConfig
 from structalign.gallery import TaskGallery
-from structalign.method.similarity import fuse, word_frame_similarity
 from structalign.model.retriever import Retriever
+from structalign.ranking import Ranker
 
 
 @dataclass
@@ -37,12 +35,13 @@ class Ranking:
     video_task: Tensor
 
 
-@torch.inference_mode()
-def rank(retriever: Retriever, galleries: list[TaskGallery], similarity: SimilarityConfig) -> Ranking:
-    """Score every query against every stored video.
-
-    A query meets task s's gallery as it is encoded with task s's prototype; z-scores are taken over the whole
-    seen gallery (METHOD.md, sections 2 and 3).
+def rank(
+    retriever: Retriever,
+    galleries: list[TaskGallery],
+    similarity: SimilarityConfig,
+    evaluate: EvaluateConfig | None = None,
+) -> Ranking:
+    """Score every query of the galleries against every stored video.
 
     Parameters
     ----------
@@ -51,46 +50,19 @@ def rank(retriever: Retriever, galleries: list[TaskGallery], similarity: Similar
     galleries : list of TaskGallery
         Of tasks 1..t.
     similarity : SimilarityConfig
-        `alpha` 0 or 1 spares the cost of the score that would not count.
+    evaluate : EvaluateConfig, optional
+        `rerank` and `index`; by default the ranking is full.
     """
     queries = [caption for gallery in galleries for caption in gallery.queries]
     offsets = _offsets([len(gallery.clips) for gallery in galleries])
     return Ranking(
-        scores=query_scores(retriever, queries, galleries, similarity),
+        scores=Ranker(retriever, galleries, similarity, evaluate).scores(queries),
         target=torch.cat(
             [torch.tensor(g.target, dtype=torch.long) + o for g, o in zip(galleries, offsets, strict=True)]
         ),
         query_task=_tasks(galleries, [len(gallery.queries) for gallery in galleries]),
         video_task=_tasks(galleries, [len(gallery.clips) for gallery in galleries]),
     )
-
-
-def query_scores(
-    retriever: Retriever, queries: list[str], galleries: list[TaskGallery], similarity: SimilarityConfig
-) -> Tensor:
-    """Fused scores (Q, V) of any queries against all videos of `galleries`, one task after the other."""
-    blocks = [_gallery_scores(retriever, queries, gallery, similarity) for gallery in galleries]
-    word_frame = torch.cat([block[0] for block in blocks], dim=1)  # [Q,V]
-    global_ = torch.cat([block[1] for block in blocks], dim=1)  # [Q,V]
-    return fuse(word_frame, global_, similarity.alpha)
-
-
-def _gallery_scores(
-    retriever: Retriever, queries: list[str], gallery: TaskGallery, similarity: SimilarityConfig
-) -> tuple[Tensor, Tensor]:
-    """Word-frame and global scores, each (Q, V), of all queries against one task's gallery."""
-    frames = gallery.frames.to(next(retriever.parameters()).device)  # [V,N,D]
-    videos = normalize(frames.mean(dim=1), dim=-1)  # [V,D]
-    word_frame, global_ = [], []
-    for words, mask, text in encode_texts(retriever, queries, gallery.task):
-        cosine = normalize(text.float(), dim=-1) @ videos.T  # [q,V]
-        if similarity.alpha > 0:
-            scores = word_frame_similarity(frames, words.float(), mask, pooling=similarity.pooling).T  # [q,V]
-        else:
-            scores = torch.zeros_like(cosine)
-        word_frame.append(scores.cpu())
-        global_.append(cosine.cpu())
-    return torch.cat(word_frame), torch.cat(global_)
 
 
 def _offsets(sizes: list[int]) -> list[int]:
@@ -110,7 +82,7 @@ def recall_within_task(ranking: Ranking, task: int) -> dict[str, float]:
     """Recall of one task's queries within the task's own gallery; its r1 is A[t, task] (METHOD.md, section 5)."""
     rows = (ranking.query_task == task).nonzero().squeeze(1)
     columns = (ranking.video_task == task).nonzero().squeeze(1)
-    scores = ranking.scores[rows][:, columns]  # [q,v]
+    scores = ranking.scores[rows[:, None], columns]  # [q,v]
     return metrics.recall(scores, ranking.target[rows] - columns[0])
 
 

@@ -72,6 +72,9 @@ class TaskGallery:
 def load_galleries(folder: Path) -> list[TaskGallery]:
     """Read all galleries in a folder, in the order of their tasks; an empty folder gives an empty list.
 
+    Frame features stay in their files, mapped: what is never looked at is never read, and what was read is memory
+    that the system takes back when it needs it.
+
     Raises
     ------
     UserError

@@ -12,6 +12,9 @@ from structalign.errors import UserError
 
 CUTOFFS = (1, 5, 10)
 
+_BLOCK = 256
+"""Queries, or videos, whose scores are compared at a time."""
+
 
 def ranks(similarity: Tensor, target: Tensor) -> Tensor:
     """Rank of each query's target in its row, from 1; ties count against the query.
@@ -36,7 +39,9 @@ def ranks(similarity: Tensor, target: Tensor) -> Tensor:
     """
     similarity, target = _checked(similarity, target)
     own = similarity.gather(1, target[:, None])  # [Q,1]
-    return (similarity >= own).sum(dim=1)
+    # A block of queries at a time, because a sum over booleans makes integers of all of them first.
+    blocks = zip(similarity.split(_BLOCK), own.split(_BLOCK), strict=True)
+    return torch.cat([(scores >= best).sum(dim=1) for scores, best in blocks])
 
 
 def _checked(similarity: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +105,7 @@ def video_to_text_recall(similarity: Tensor, target: Tensor) -> dict[str, float]
     """
     similarity, target = _checked(similarity, target)
     rank = []
-    for videos in target.unique().split(256):  # compared at a time, so that memory stays bounded
+    for videos in target.unique().split(_BLOCK):
         columns = similarity[:, videos]  # [Q,v]
         own = target[:, None] == videos  # [Q,v]
         best = columns.masked_fill(~own, -torch.inf).amax(dim=0)  # [v]

@@ -15,9 +15,9 @@ from structalign.data.manifest import raw_folder, read_manifest
 from structalign.data.split import read_task
 from structalign.encode import encode_texts
 from structalign.errors import UserError
-from structalign.evaluate import query_scores
 from structalign.gallery import TaskGallery, load_galleries
 from structalign.learner import Learner
+from structalign.ranking import Ranker
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,27 @@ class SearchIndex:
         self.galleries = load_galleries(Path(f"data/gallery/after-{after:02d}"))
         self.categories = checkpoint.categories
         self.learner = Learner(config, split.num_categories, checkpoint)
+        self.ranker = Ranker(self.learner.retriever, self.galleries, config.similarity, config.evaluate)
         self.captions = {clip.id: clip.captions[0] for clip in read_manifest(raw_folder(config) / "manifest.jsonl")}
 
     def search(self, query: str, top: int) -> list[Hit]:
-        """Rank all videos of tasks 1..after for a query; the best `top` come back."""
+        """Rank all videos of tasks 1..after for a query; the best `top` come back, as far as the index found them."""
         if not query.strip():
             raise UserError("the query is empty; say what the video should show")
-        retriever = self.learner.retriever
-        scores = query_scores(retriever, [query], self.galleries, self.config.similarity)[0]  # [V]
-        places = [(gallery, position) for gallery in self.galleries for position in range(len(gallery.clips))]
-        best = scores.argsort(descending=True, stable=True)[:top].tolist()
-        hits = []
-        for rank, place in enumerate(best, 1):
-            gallery, position = places[place]
-            hits.append(self._hit(query, rank, gallery, position, float(scores[place])))
-        return hits
+        scores = self.ranker.scores([query])[0]  # [V]
+        found = int((~scores.isneginf()).sum())  # an index need not return all videos
+        best = scores.argsort(descending=True, stable=True)[: min(top, found)].tolist()
+        return [
+            self._hit(query, rank, *self._stored(place), float(scores[place])) for rank, place in enumerate(best, 1)
+        ]
+
+    def _stored(self, place: int) -> tuple[TaskGallery, int]:
+        """Gallery, and position in it, of the video in a column of the scores."""
+        for gallery in self.galleries:
+            if place < len(gallery.clips):
+                break
+            place -= len(gallery.clips)
+        return gallery, place
 
     def _hit(self, query: str, rank: int, gallery: TaskGallery, position: int, score: float) -> Hit:
         clip = gallery.clips[position]

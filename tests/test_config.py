@@ -73,6 +73,8 @@ def test_k_makes_the_tasks(tmp_path: Path) -> None:
     [
         (["K=0"], "K = 0"),
         (["K=100"], "K = 100"),
+        (["evaluate.rerank=0"], "evaluate.rerank = 0"),
+        (["evaluate.index=faiss"], "evaluate: index = 'faiss' needs rerank"),
         (["K=two"], "K = 'two'"),
         (["data=cifar"], "data/cifar"),
         (["method=magic"], "method/magic"),

@@ -90,7 +90,7 @@ def word_frame_similarity(
     return torch.cat(rows)
 
 
-def fuse(word_frame: Tensor, global_: Tensor, alpha: float) -> Tensor:
+def fuse(word_frame: Tensor, global_: Tensor, alpha: float, over: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Combine two kinds of scores, each standardised per query, into the one that ranks.
 
     Parameters
@@ -99,6 +99,9 @@ def fuse(word_frame: Tensor, global_: Tensor, alpha: float) -> Tensor:
         Word-frame similarities and global cosines of each query with the whole seen gallery.
     alpha : float
         Share of the word-frame scores, between 0 and 1.
+    over : pair of Tensor, shapes (..., S) and (..., S'), optional
+        Where `word_frame` and `global_` are a part of each query's scores: those that mean and standard deviation
+        are taken over.
 
     Returns
     -------
@@ -108,12 +111,13 @@ def fuse(word_frame: Tensor, global_: Tensor, alpha: float) -> Tensor:
     -----
     Source: METHOD.md, section 3. The standard deviation is the biased one and at least 1e-6.
     """
-    return alpha * _standardise(word_frame) + (1 - alpha) * _standardise(global_)
+    words, whole = over or (word_frame, global_)
+    return alpha * standardise(word_frame, words) + (1 - alpha) * standardise(global_, whole)
 
 
-def _standardise(scores: Tensor) -> Tensor:
-    """Shift and scale each query's scores (Q, V) to mean 0 and (biased) standard deviation 1 over the gallery."""
-    std, mean = torch.std_mean(scores, dim=-1, correction=0, keepdim=True)
+def standardise(scores: Tensor, over: Tensor) -> Tensor:
+    """Shift and scale scores (..., V) by mean and (biased) standard deviation of each row of `over` (..., S)."""
+    std, mean = torch.std_mean(over, dim=-1, correction=0, keepdim=True)
     return (scores - mean) / std.clamp(min=_SMALLEST_STD)
 
 

@@ -116,6 +116,11 @@ class Retriever(nn.Module):
         """Number of tokens; the last two are the start and the end token."""
         return text_tower(self.clip).vocab_size
 
+    @property
+    def reads_by_task(self) -> bool:
+        """Whether a text's features may depend on the task that reads it."""
+        return self.model.text_adapter not in ("none", "lora")
+
     def _attach_vision(self, num_tasks: int) -> None:
         model, kind = self.model, self.model.vision_adapter
         if kind == "none":
