@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import machine
 from structalign.config import Config
 from structalign.distributed import pick_device
 from structalign.learner import compile_encoders
@@ -170,10 +171,6 @@ def measure(steps: dict[str, Callable[[], None]], rounds: int, device: torch.dev
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def describe(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", default="tiny")
@@ -193,7 +190,8 @@ def main() -> None:
     work = {name: flops(step) for name, step in steps.items()}
     medians = measure(steps, args.rounds, device)
     peak = args.peak * 1e12 if args.peak else matrix_product_peak(device, args.precision)
-    print(f"{describe(device)}: {args.clip}, batch {args.batch}, {args.frames} frames, precision {args.precision}")
+    print(machine())
+    print(f"{args.clip}, batch {args.batch}, {args.frames} frames, precision {args.precision}")
     print(f"peak: {peak / 1e12:.3f} TFLOP/s")
     for name, seconds in medians.items():
         ratio, speed = seconds / medians["SCL alone"], args.batch / seconds

@@ -30,8 +30,8 @@ from structalign.model.retriever import Retriever
 SAMPLE = 512
 """Videos from which mean and standard deviation of scores that are not computed are estimated (to about 3%)."""
 
-_BLOCK = 2**22
-"""Scores in a block of queries: 16 MB, and a few such blocks exist at a time."""
+_BLOCK = 2**24
+"""Scores in a block of queries: 64 MB, and a few such blocks exist at a time."""
 
 _RERANK_BATCH = 64
 """Queries re-ranked at a time: their words are kept as every task reads them."""

@@ -1,0 +1,223 @@
+"""Ranking as the gallery grows: time per query, memory above the features, and what two stages find.
+
+    python -m benchmarks.ranking growth     1k, 10k and 100k videos in full; 100k and 1M in two stages
+    python -m benchmarks.ranking recall     two stages against the full ranking, as M grows
+    python -m benchmarks.ranking target     5,000 queries against 5,000 videos of 24 frames
+
+Galleries are made up: videos cluster around topics, frames around their video, and a query's words around the frames
+of one video, with noise that makes finding it hard. They lie as half-precision safetensors in a folder (--folder,
+12 KB a video at 12 frames; it is removed at the end) and are mapped from there, as stored galleries are. Every
+measurement has a process of its own. Encoding queries is not part of it. Seconds are processor time, as the machine
+may be doing other work; waiting for a disk that does not hold its files in memory would come on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import PeakMemory, machine
+from structalign import metrics
+from structalign.checkpoint import load_tensors
+from structalign.config import EvaluateConfig, SimilarityConfig
+from structalign.evaluate import rank, recall_over_all, recall_within_task, video_to_text
+from structalign.gallery import TaskGallery
+from structalign.ranking import Ranker
+
+WIDTH, WORDS = 512, 14
+CANDIDATES = 100
+TOPIC_SIZE = 50
+"""Videos that share a topic."""
+
+
+class StoredWords(nn.Module):
+    """Stands in for a retriever: its `tokenize` takes query numbers, its `encode_text` looks their words up."""
+
+    reads_by_task = False
+
+    def __init__(self, words: Tensor) -> None:
+        super().__init__()
+        self.words = nn.Parameter(words, requires_grad=False)  # [Q,L,D]
+
+    def tokenize(self, texts: list[str]) -> Tensor:  # noqa: D102
+        return torch.tensor([[int(text)] for text in texts])
+
+    def encode_text(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+        words = self.words[tokens[:, 0]]  # [q,L,D]
+        return words, torch.ones(words.shape[:2], dtype=torch.bool), words.mean(dim=1)
+
+
+def write_gallery(path: Path, videos: int, frames: int, queries: int) -> None:
+    """Write a gallery of half-precision frame features (V, N, D), part by part, and the words of its queries."""
+    source = torch.Generator().manual_seed(0)
+    common = 2 * _vectors(source, 1)
+    topics = _vectors(source, max(1, videos // TOPIC_SIZE))
+    noise = _vectors(source, 2**15)  # drawn from a pool: a million videos take a minute, not ten
+    target = torch.arange(queries) * videos // queries
+    words = torch.empty(queries, WORDS, WIDTH)
+    header = {"frames": {"dtype": "F16", "shape": [videos, frames, WIDTH]}}
+    header["frames"]["data_offsets"] = [0, videos * frames * WIDTH * 2]
+    encoded = json.dumps(header).encode()
+    with path.open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        for start in range(0, videos, 10_000):
+            count = min(10_000, videos - start)
+            topic = torch.randint(len(topics), (count,), generator=source)
+            own = common + topics[topic] + 0.5 * _vectors(source, count)  # [v,D]
+            part = own[:, None] + noise[torch.randint(len(noise), (count, frames), generator=source)]  # [v,N,D]
+            stream.write(part.half().numpy().tobytes())
+            for query in ((target >= start) & (target < start + count)).nonzero().flatten().tolist():
+                seen = part[int(target[query]) - start, torch.randint(frames, (WORDS,), generator=source)]
+                words[query] = seen + 3 * _vectors(source, 1) + 3 * _vectors(source, WORDS)
+    torch.save({"words": words, "target": target}, path.with_suffix(".queries"))
+
+
+def _vectors(source: torch.Generator, count: int) -> Tensor:
+    return torch.randn(count, WIDTH, generator=source) / WIDTH**0.5
+
+
+def load(path: Path) -> tuple[StoredWords, TaskGallery]:
+    """A gallery, mapped from its file, and its queries."""
+    stored = torch.load(path.with_suffix(".queries"), weights_only=True)
+    frames = load_tensors(path)["frames"]
+    numbers = [str(number) for number in range(len(frames))]
+    target = stored["target"].tolist()
+    gallery = TaskGallery(1, numbers, [0] * len(frames), numbers[: len(target)], target, frames)
+    return StoredWords(stored["words"]), gallery
+
+
+def evaluation(rerank: int | None, index: str) -> EvaluateConfig:
+    return EvaluateConfig(batch_size=1, drift_videos=0, rerank=rerank, index=index)
+
+
+SIMILARITY = SimilarityConfig(pooling="max", alpha=0.5)
+
+
+def measure_growth(path: Path, rerank: int | None, index: str) -> dict[str, Any]:
+    """Preparation, time per query (median over three runs) and memory of one way of ranking."""
+    retriever, gallery = load(path)
+    seconds = []
+    with PeakMemory() as memory:
+        start = time.process_time()
+        ranker = Ranker(retriever, [gallery], SIMILARITY, evaluation(rerank, index))  # type: ignore[arg-type]
+        prepared = time.process_time() - start
+        for _ in range(3):
+            start = time.process_time()
+            scores = ranker.scores(gallery.queries)
+            seconds.append((time.process_time() - start) / len(gallery.queries))
+    recall = metrics.recall(scores, torch.tensor(gallery.target))
+    return {"prepared": prepared, "seconds": median(seconds), "memory": memory.above, **recall}
+
+
+def measure_recall(path: Path) -> list[dict[str, Any]]:
+    """How much of the full ranking's best ten the two stages find, for growing M."""
+    retriever, gallery = load(path)
+    target = torch.tensor(gallery.target)
+    full = Ranker(retriever, [gallery], SIMILARITY).scores(gallery.queries)  # type: ignore[arg-type]
+    best = full.topk(10, dim=1).indices
+    rows = [{"way": "full", "same": 100.0, **metrics.recall(full, target)}]
+    for index in ("flat", "faiss"):
+        ranker = Ranker(retriever, [gallery], SIMILARITY, evaluation(1, index))  # type: ignore[arg-type]
+        for candidates in (10, 30, 100, 300, 1000):
+            ranker.candidates = candidates
+            scores = ranker.scores(gallery.queries)
+            pairs = zip(best, scores.topk(10, dim=1).indices, strict=True)
+            same = 100 * torch.stack([torch.isin(ours, theirs).float().mean() for ours, theirs in pairs]).mean()
+            rows.append({"way": f"{index}, M = {candidates}", "same": same, **metrics.recall(scores, target)})
+    return [{key: float(value) if key != "way" else value for key, value in row.items()} for row in rows]
+
+
+def measure_target(path: Path) -> dict[str, Any]:
+    """Time and memory of a whole evaluation, metrics included, in full."""
+    retriever, gallery = load(path)
+    with PeakMemory() as memory:
+        start = time.process_time()
+        ranking = rank(retriever, [gallery], SIMILARITY)  # type: ignore[arg-type]
+        recall_over_all(ranking)
+        recall_within_task(ranking, 1)
+        video_to_text(ranking)
+        seconds = time.process_time() - start
+    return {"seconds": seconds, "memory": memory.above}
+
+
+def apart(measurement: str, path: Path, *arguments: object) -> Any:
+    """Run one of the functions above in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.ranking", "child", measurement, str(path), json.dumps(arguments)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def growth(folder: Path, largest: int) -> None:
+    print("videos     frames  way        queries  prepare s  ms/query  MB above   R@1  R@10")
+    full, flat, faiss = (None, "flat"), (CANDIDATES, "flat"), (CANDIDATES, "faiss")
+    plans = [
+        (1_000, 12, 64, [full, flat, faiss]),
+        (10_000, 12, 64, [full, flat, faiss]),
+        (100_000, 12, 8, [full, flat, faiss]),
+        (1_000_000, 6, 8, [flat, faiss]),  # 6 frames: 6 GB, which stay in the page cache beside other work
+    ]
+    for videos, frames, queries, ways in plans:
+        if videos > largest:
+            continue
+        path = folder / f"{videos}.safetensors"
+        write_gallery(path, videos, frames, queries)
+        for rerank, index in ways:
+            row = apart("measure_growth", path, rerank, index)
+            way = f"{index} {rerank}" if rerank else "full"
+            cost = f"{row['prepared']:9.2f}  {row['seconds'] * 1000:8.1f}  {row['memory']:8.0f}"
+            found = f"{row['r1']:4.0f}  {row['r10']:4.0f}"
+            print(f"{videos:9,}  {frames:6}  {way:9}  {queries:7}  {cost}  {found}", flush=True)
+        path.unlink()
+
+
+def recall(folder: Path, largest: int) -> None:
+    for videos, queries in ((10_000, 100), (100_000, 32)):
+        if videos > largest:
+            continue
+        path = folder / f"{videos}.safetensors"
+        write_gallery(path, videos, 12, queries)
+        print(f"{videos:,} videos, {queries} queries")
+        print("way              same best ten %   R@1   R@10  median rank")
+        for row in apart("measure_recall", path):
+            print(f"{row['way']:16} {row['same']:15.1f}  {row['r1']:4.0f}  {row['r10']:5.0f}  {row['medr']:11.1f}")
+        path.unlink()
+
+
+def target(folder: Path, largest: int) -> None:
+    size = min(5_000, largest)
+    path = folder / "target.safetensors"
+    write_gallery(path, size, 24, size)
+    row = apart("measure_target", path)
+    print(
+        f"{size:,} queries x {size:,} videos, 24 frames, {WORDS} words: {row['seconds']:.0f} s, "
+        f"{row['memory']:.0f} MB above the features, {size**2 * 4 / 2**20:.0f} of them the scores"
+    )
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["child"]:
+        name, path, arguments = sys.argv[2:]
+        print(json.dumps(globals()[name](Path(path), *json.loads(arguments))))
+        return
+    parts = {"growth": growth, "recall": recall, "target": target}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("--largest", type=int, default=1_000_000, help="leave out larger galleries")
+    parser.add_argument("--folder", type=Path, default=None, help="where galleries are kept while they are measured")
+    args = parser.parse_args()
+    print(machine())
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        parts[args.part](Path(folder), args.largest)
+
+
+if __name__ == "__main__":
+    main()
