@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.step import architecture, describe
+from benchmarks.measure import machine
+from benchmarks.step import architecture
 from stages.params import compose
 from structalign.checkpoint import Checkpoint
 from structalign.config import Config
@@ -119,7 +120,8 @@ def run(config: Config, args: argparse.Namespace) -> None:
         print(f"task {task}: {cost.steps} steps in {cost.seconds:.1f} s ({speed:.0f} videos/s), ", end="")
         print(f"evaluation {time.perf_counter() - middle:.1f} s, R@1 of noise {r1:.2f}", flush=True)
     total = time.perf_counter() - start
-    print(f"{describe(learner.device)}: {args.clip}, {steps} steps and {config.K} evaluations in {total:.1f} s")
+    print(machine())
+    print(f"{args.clip}, {steps} steps and {config.K} evaluations in {total:.1f} s")
 
 
 def main() -> None:
