@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from structalign.errors import UserError
-from structalign.files import atomic_write_json
+from structalign.files import MEND, atomic_write_json
 
 
 @dataclass
@@ -61,16 +63,29 @@ class Checkpoint:
         except FileNotFoundError:
             raise UserError(f"{state}: no such checkpoint; `dvc repro` makes it") from None
         except (ValueError, TypeError) as error:
-            raise UserError(f"{state}: not a checkpoint's state: {error}") from None
+            raise UserError(f"{state}: not a checkpoint's state: {error}; {MEND}") from None
         checkpoint.weights = load_tensors(folder / "adapters.safetensors")
         checkpoint.memory = load_tensors(folder / "memory.safetensors")
         return checkpoint
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors (moved to the CPU, in sorted order: same tensors, same bytes) as safetensors."""
+    """Write tensors (moved to the CPU, in sorted order: same tensors, same bytes) as safetensors.
+
+    Raises
+    ------
+    OSError
+        Where the disk is full, for one.
+    """
     # Cloned, because safetensors refuses names that share memory.
-    save_file({name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}, path)
+    copies = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+    try:
+        save_file(copies, path)
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        raise
+    path.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -80,4 +95,4 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `dvc repro` makes it") from None
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: damaged, not safetensors ({error}); delete it and run `dvc repro`") from None
+        raise UserError(f"{path}: damaged, not safetensors ({error}); {MEND}") from None

@@ -13,6 +13,9 @@ from typing import Any, BinaryIO
 
 from structalign.errors import UserError
 
+MEND = "run `python -m stages.mend`, which deletes what is damaged, then `dvc repro`"
+"""What to do about a damaged output: DVC may hold the same damaged file in its cache."""
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
@@ -77,4 +80,4 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: missing or damaged ({error}); run `dvc repro`") from None
+        raise UserError(f"{path}: missing or damaged ({error}); {MEND}") from None

@@ -17,7 +17,7 @@ from torch import Tensor
 from structalign.checkpoint import load_tensors, save_tensors
 from structalign.data.split import Sample
 from structalign.errors import UserError
-from structalign.files import atomic_write_json
+from structalign.files import MEND, atomic_write_json
 
 INDEX = "tasks.json"
 
@@ -94,7 +94,7 @@ def _read_index(folder: Path) -> list[int]:
     try:
         return json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / INDEX}: damaged gallery ({error}); delete it and run `dvc repro`") from None
+        raise UserError(f"{folder / INDEX}: damaged gallery ({error}); {MEND}") from None
 
 
 def _load(path: Path) -> TaskGallery:
@@ -103,9 +103,9 @@ def _load(path: Path) -> TaskGallery:
         frames = load_tensors(path.with_suffix(".safetensors"))["frames"]  # [V,N,D]
         gallery = TaskGallery(**facts, frames=frames)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged gallery ({error}); delete its folder and run `dvc repro`") from None
+        raise UserError(f"{path}: damaged gallery ({error}); {MEND}") from None
     if len(gallery.clips) != len(frames) or len(gallery.queries) != len(gallery.target):
-        raise UserError(f"{path}: names {len(gallery.clips)} videos, its features hold {len(frames)}")
+        raise UserError(f"{path}: names {len(gallery.clips)} videos, its features hold {len(frames)}; {MEND}")
     return gallery
 
 

@@ -82,8 +82,13 @@ class ResumeFile:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace what was saved before by `state`: tensors, numbers, strings, lists and dicts."""
-        with atomic_write(self.path) as stream:
-            torch.save(state, stream)
+        try:
+            with atomic_write(self.path) as stream:
+                torch.save(state, stream)
+        except RuntimeError as error:  # in which torch wraps what the stream raised, such as a full disk
+            if isinstance(error.__context__, OSError):
+                raise OSError(error.__context__.errno, error.__context__.strerror, str(self.path)) from None
+            raise
 
     def load(self) -> dict[str, Any] | None:
         """Give back what was saved, or None; a damaged file is put aside with a warning."""

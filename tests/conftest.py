@@ -16,3 +16,9 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the reference material (golden numbers, published splits, videos) is not beside this checkout")
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--bad-input", metavar="FILE", help="write what tests/test_bad_input.py saw to this Markdown file"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,39 +113,6 @@ def test_missing_and_unknown_weights_are_named(clip: CLIP) -> None:
         build_clip(SMALL, weights)
 
 
-def test_missing_weights_file(clip: CLIP, tmp_path: Path) -> None:
-    save_clip(clip, INFO, tmp_path)
-    (tmp_path / "clip.safetensors").unlink()
-    with pytest.raises(UserError, match=r"clip\.safetensors: no such file"):
-        load_clip(tmp_path)
-
-
-def test_truncated_weights_file(clip: CLIP, tmp_path: Path) -> None:
-    save_clip(clip, INFO, tmp_path)
-    weights = tmp_path / "clip.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(UserError, match=r"clip\.safetensors: damaged"):
-        load_clip(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda facts: facts.pop("mean"), r"clip\.json: not a CLIP description"),
-        (lambda facts: facts["model"].pop("embed_dim"), "not an open_clip model configuration"),
-        (lambda facts: facts["model"]["vision_cfg"].update(nonsense=1), "not an open_clip model configuration"),
-        (lambda facts: facts["model"]["vision_cfg"].update(width=64), "CLIP weights do not fit"),
-    ],
-)
-def test_tampered_description(clip: CLIP, tmp_path: Path, change: object, said: str) -> None:
-    save_clip(clip, INFO, tmp_path)
-    facts = json.loads((tmp_path / "clip.json").read_text())
-    change(facts)  # type: ignore[operator]
-    (tmp_path / "clip.json").write_text(json.dumps(facts))
-    with pytest.raises(UserError, match=said):
-        load_clip(tmp_path)
-
-
 # open_clip's models
 
 
@@ -173,58 +139,6 @@ def test_weights_from_a_local_file(small_in_open_clip: str, clip: CLIP, tmp_path
     build_clip(load_clip(tmp_path)[1].model, clip.state_dict())
 
 
-class _Evil:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (self.target,))
-
-
-@pytest.mark.parametrize("content", ["garbage", "empty", "other weights", "a list", "code"])
-@pytest.mark.parametrize("ending", ["pt", "safetensors"])
-def test_bad_weights_file_is_one_line(
-    small_in_open_clip: str, tmp_path: Path, content: str, ending: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / f"bad.{ending}"
-    match content:
-        case "garbage":
-            path.write_bytes(b"hello" * 100)
-        case "empty":
-            path.write_bytes(b"")
-        case "other weights":
-            (torch.save if ending == "pt" else save_file)({"a": torch.zeros(3)}, path)
-        case "a list":
-            torch.save([1, 2], path)
-        case "code":
-            torch.save({"state_dict": _Evil(tmp_path / "ran")}, path)
-    with pytest.raises(UserError, match=r"backbone\.weights = .*bad.*cannot load small") as caught:
-        open_clip_backbone(small_in_open_clip, None, str(path))
-    assert "\n" not in str(caught.value)
-    assert capfd.readouterr().err == ""
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "tag", "said"),
-    [
-        ("ViT-Z-99", "openai", "no such model"),
-        ("ViT-B-32", None, "both null"),
-        ("ViT-B-32", "nonsense", "open_clip's tags for ViT-B-32: openai"),
-        ("ViT-B-32", "openai", "set backbone.architecture=ViT-B-32-quickgelu"),
-        ("ViT-B-16-SigLIP", "webli", "plain CLIP"),
-        ("roberta-ViT-B-32", "laion2b_s12b_b32k", "Hugging Face"),
-        ("coca_ViT-B-32", "laion2b_s13b_b90k", "captioner"),
-        ("RN50-quickgelu", "openai", "no ViT"),
-        ("MobileCLIP-S1", "datacompdr", "not causal"),
-    ],
-)
-def test_backbones_that_do_not_go(name: str, tag: str | None, said: str) -> None:
-    with pytest.raises(UserError) as caught:
-        open_clip_backbone(name, tag, None)
-    assert said in str(caught.value)
-
-
 def test_failed_fetch_is_one_line_and_logs_nothing_else(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -237,11 +151,6 @@ def test_failed_fetch_is_one_line_and_logs_nothing_else(
     assert not caplog.records
     logging.getLogger().error("heard again")
     assert [record.message for record in caplog.records] == ["heard again"]
-
-
-def test_missing_local_weights_are_no_tag() -> None:
-    with pytest.raises(UserError, match=r"backbone\.weights = 'openai': no such file"):
-        open_clip_backbone("ViT-B-32-quickgelu", None, "openai")
 
 
 # Features

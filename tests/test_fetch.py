@@ -2,89 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import io
 import os
-import re
 import stat
 import tarfile
-import threading
-import zipfile
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from remote import CONTENT, SHA256, Server, tar_of, zip_of
 
 from structalign.config import Source
 from structalign.data import fetch as module
 from structalign.data import sources
-from structalign.data.fetch import Limits, extract, fetch, member_names
+from structalign.data.fetch import extract, fetch, member_names
 from structalign.errors import UserError
-
-CONTENT = bytes(range(256)) * 4096 * 3  # 3 MiB
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-class Server:
-    """Serves `content` under every path, with ranges; what goes wrong is set on it."""
-
-    def __init__(self) -> None:
-        self.content = CONTENT
-        self.etag: str | None = '"one"'
-        self.ranges = True
-        self.lengths = True
-        self.cuts: list[int] = []  # break off the next responses after as many bytes
-        self.statuses: list[int] = []  # answer the next requests with these
-        self.requests: list[str | None] = []  # the Range of each request
-        self.sent = 0
-        handler = type("Handler", (_Handler,), {"server_state": self})
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server_state: Server
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        state = self.server_state
-        wanted = self.headers.get("Range")
-        state.requests.append(wanted)
-        status = state.statuses.pop(0) if state.statuses else 200
-        if status != 200:
-            self.send_error(status)
-            return
-        start = 0
-        if wanted and state.ranges and self.headers.get("If-Range", state.etag) == state.etag:
-            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
-            if start >= len(state.content):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(state.content)}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-        body = state.content[start:]
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(state.content) - 1}/{len(state.content)}")
-        if state.lengths:
-            self.send_header("Content-Length", str(len(body)))
-        if state.etag:
-            self.send_header("ETag", state.etag)
-        self.end_headers()
-        cut = state.cuts.pop(0) if state.cuts else len(body)
-        with contextlib.suppress(ConnectionError):  # the client may have seen enough
-            self.wfile.write(body[:cut])
-        state.sent += len(body[:cut])
 
 
 @pytest.fixture
@@ -201,24 +133,10 @@ def test_nobody_answers(server: Server, tmp_path: Path) -> None:
         fetch(f"{server.url}/file.bin", tmp_path / "file.bin")
 
 
-def test_checksum_mismatch_names_both_and_keeps_nothing(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{SHA256}.*{'0' * 64}"):
-        fetch(f"{server.url}/file.bin", tmp_path / "file.bin", "0" * 64)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_finished_file_with_another_checksum_is_fetched_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.bin").write_bytes(b"stale")
     fetch(f"{server.url}/file.bin", tmp_path / "file.bin", SHA256)
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize("lengths", [True, False])
-def test_too_large_is_refused(server: Server, tmp_path: Path, lengths: bool) -> None:
-    server.lengths = lengths
-    with pytest.raises(UserError, match="1,000,000"):
-        fetch(f"{server.url}/file.bin", tmp_path / "file.bin", max_bytes=1_000_000)
-    assert not (tmp_path / "file.bin").exists()
 
 
 def test_no_room_is_said_before_anything_is_written(
@@ -244,12 +162,6 @@ def test_local_path_is_checked_and_not_copied(tmp_path: Path) -> None:
         fetch(str(tmp_path), tmp_path / "target", SHA256)
 
 
-@pytest.mark.parametrize("url", ["ftp://example.org/x", "file:///etc/passwd"])
-def test_other_schemes_are_refused(tmp_path: Path, url: str) -> None:
-    with pytest.raises(UserError, match="http"):
-        fetch(url, tmp_path / "x")
-
-
 def test_urls_with_one_file_name_do_not_share_a_download(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,29 +175,6 @@ def test_urls_with_one_file_name_do_not_share_a_download(
 
 
 # Archives
-
-
-def zip_of(path: Path, members: dict[str, bytes], modes: dict[str, int] | None = None) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            info = zipfile.ZipInfo(name)
-            info.compress_type = zipfile.ZIP_DEFLATED
-            info.external_attr = (modes or {}).get(name, stat.S_IFREG | 0o644) << 16
-            archive.writestr(info, content)
-    return path
-
-
-def tar_of(path: Path, members: dict[str, bytes], modes: dict[str, int] | None = None) -> Path:
-    kinds = {stat.S_IFLNK: tarfile.SYMTYPE, stat.S_IFCHR: tarfile.CHRTYPE, stat.S_IFDIR: tarfile.DIRTYPE}
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            mode = (modes or {}).get(name, stat.S_IFREG)
-            info.type = kinds.get(stat.S_IFMT(mode), tarfile.REGTYPE)
-            info.linkname = content.decode("latin-1") if info.issym() else ""
-            info.size = len(content) if info.isreg() else 0
-            archive.addfile(info, io.BytesIO(content) if info.isreg() else None)
-    return path
 
 
 both = pytest.mark.parametrize("make", [zip_of, tar_of])
@@ -336,30 +225,6 @@ def test_links_and_devices_are_refused_unless_passed_over(tmp_path: Path, make: 
 
 
 @both
-def test_bombs_are_refused(tmp_path: Path, make: Make) -> None:
-    bomb = make(tmp_path / "bomb", {"zeros": bytes(20 << 20)})
-    assert bomb.stat().st_size < 100_000
-    with pytest.raises(UserError, match="bomb"):
-        extract(bomb, tmp_path / "target")
-    many = make(tmp_path / "many", {f"{number}.txt": b"" for number in range(50)})
-    with pytest.raises(UserError, match="over 20 members"):
-        extract(many, tmp_path / "target", limits=Limits(members=20))
-    large = make(tmp_path / "large", {"noise": os.urandom(3 << 20)})
-    with pytest.raises(UserError, match="over 1,048,576 bytes"):
-        extract(large, tmp_path / "target", limits=Limits(total_bytes=1 << 20))
-    assert not (tmp_path / "target").exists()
-
-
-def test_a_size_that_lies_is_found_out(tmp_path: Path) -> None:
-    archive = zip_of(tmp_path / "archive.zip", {"zeros": bytes(8 << 20)})
-    content = archive.read_bytes()
-    archive.write_bytes(content.replace((8 << 20).to_bytes(4, "little"), (1000).to_bytes(4, "little")))
-    with pytest.raises(UserError):
-        extract(archive, tmp_path / "target")
-    assert not (tmp_path / "target").exists()
-
-
-@both
 def test_members_named_twice_are_refused(tmp_path: Path, make: Make) -> None:
     archive = make(tmp_path / "archive", {"a.txt": b"a", "b.txt": b"b"})
     if make is zip_of:
@@ -369,26 +234,4 @@ def test_members_named_twice_are_refused(tmp_path: Path, make: Make) -> None:
             for _ in range(2):
                 opened.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
     with pytest.raises(UserError, match="twice"):
-        extract(archive, tmp_path / "target")
-
-
-@both
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
-def test_damaged_archives_leave_nothing(tmp_path: Path, make: Make, damage: str) -> None:
-    archive = make(tmp_path / "archive", {"a.bin": os.urandom(100_000), "b.bin": os.urandom(100_000)})
-    content = archive.read_bytes()
-    flipped = content[:50_000] + bytes([content[50_000] ^ 255]) + content[50_001:]
-    damaged = {"cut": content[:150_000], "flip": flipped, "empty": b"", "text": b"<html>Not found</html>"}
-    archive.write_bytes(damaged[damage])
-    with pytest.raises(UserError, match=r"damaged|not as long"):
-        extract(archive, tmp_path / "target")
-    assert [path.name for path in tmp_path.iterdir()] == ["archive"]
-
-
-def test_encrypted_members_are_refused(tmp_path: Path) -> None:
-    archive = zip_of(tmp_path / "archive.zip", {"a.txt": b"a"})
-    content = bytearray(archive.read_bytes())
-    content[content.index(b"PK\x01\x02") + 8] |= 1
-    archive.write_bytes(content)
-    with pytest.raises(UserError, match="encrypted"):
         extract(archive, tmp_path / "target")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import pickle
 import pickletools
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from split_files import Runs, clips_of, dump, published
 
 from structalign.data.manifest import Clip
 from structalign.data.split import (
@@ -22,7 +22,6 @@ from structalign.data.split import (
     few_shot_split,
     joint,
     published_split,
-    read_missing,
     read_published,
     read_task,
     write_task,
@@ -31,23 +30,6 @@ from structalign.data.splitfile import entries, read_benchmark, require_publishe
 from structalign.errors import UserError
 
 SIZES = {"MSRVTT": (320, 2990, 20), "ACTNET": (3200, 4910, 200)}
-
-
-def clips_of(num_categories: int, train: int = 5, test: int = 3) -> list[Clip]:
-    return [
-        Clip(
-            f"{side}-{category}-{index}",
-            f"{side}/{category}/{index}.mp4",
-            None,
-            None,
-            f"cat {category}",
-            side,
-            ("x",),
-        )
-        for category in range(num_categories)
-        for side, count in (("train", train), ("test", test))
-        for index in range(count)
-    ]
 
 
 def ids(split: TaskSplit) -> tuple[set[str], set[str]]:
@@ -112,22 +94,6 @@ def test_number_of_tasks_does_not_change_what_is_drawn() -> None:
     assert set.union(*(ids(split)[0] for split in five)) == set.union(*(ids(split)[0] for split in six))
 
 
-@pytest.mark.parametrize(
-    ("num_tasks", "shots", "named"),
-    [
-        (3, 2, r"K = 3: does not divide the 10 categories evenly; choose one of 1, 2, 5, 10"),
-        (0, 2, r"K = 0: must be from 1 to 10"),
-        (-1, 2, r"K = -1: must be from 1 to 10"),
-        (11, 2, r"K = 11: must be from 1 to 10"),
-        (5, 6, r"'cat \d' has 5 training videos with frames, but split.shots = 6"),
-        (5, 0, r"split.shots = 0"),
-    ],
-)
-def test_numbers_that_do_not_go_together(num_tasks: int, shots: int, named: str) -> None:
-    with pytest.raises(UserError, match=named):
-        few_shot_split(clips_of(10), num_tasks, shots, seed=0)
-
-
 def test_missing_clips_are_replaced_in_training_and_listed() -> None:
     clips = clips_of(4)
     gone = ["train-0-0", "train-0-1", "test-3-2"]
@@ -178,48 +144,7 @@ def test_task_files_round_trip(tmp_path: Path) -> None:
     assert read_task(tmp_path / "task-01.json") == split
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"task": 1}', '{"task": "one"}'])
-def test_damaged_task_files_are_named(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "task-01.json"
-    with pytest.raises(UserError, match="no such file"):
-        read_task(path)
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"task-01\.json: not a task"):
-        read_task(path)
-
-
-def test_missing_list(tmp_path: Path) -> None:
-    path = tmp_path / "missing.json"
-    entry = {"clip": "test-0-0", "video": "a.mp4", "reason": "truncated"}
-    path.write_text(json.dumps([entry]))
-    assert read_missing(path, clips_of(1)) == ["test-0-0"]
-    path.write_text(json.dumps([{**entry, "clip": "other"}]))
-    with pytest.raises(UserError, match="other is not in the manifest"):
-        read_missing(path, clips_of(1))
-    for content in ("", "{}x", '["a"]', '[{"video": "a"}]', "3"):
-        path.write_text(content)
-        with pytest.raises(UserError, match=r"missing\.json"):
-            read_missing(path, clips_of(1))
-
-
 # Published split files
-
-
-def published(num_tasks: int = 2, per_task: int = 2) -> dict:
-    """A small split in the published form, for `clips_of(num_tasks * per_task)`."""
-    numbers = [list(range(task * per_task, (task + 1) * per_task)) for task in range(num_tasks)]
-    return {
-        key: {
-            task: {f"c{number}": [f"{side}-{number}-{index}" for index in range(count)] for number in group}
-            for task, group in enumerate(numbers, 1)
-        }
-        for key, side, count in (("train", "train", 5), ("val", "test", 3))
-    }
-
-
-def dump(content: object, path: Path, protocol: int = 4) -> Path:
-    path.write_bytes(pickle.dumps(content, protocol))
-    return path
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -261,16 +186,6 @@ def test_both_published_files_hold_the_same_videos(shared: Path) -> None:
         assert len({category for _, category in placed.values()}) == categories
 
 
-class Runs:
-    """Unpickling it calls what it is told to."""
-
-    def __init__(self, function: object, *arguments: object) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> tuple:
-        return self.call
-
-
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("function", [os.system, eval, exec, os.makedirs])
 def test_malicious_pickles_are_refused_without_running(tmp_path: Path, function: object, protocol: int) -> None:
@@ -300,32 +215,6 @@ def test_other_types_are_refused(tmp_path: Path, extra: object, protocol: int) -
         read_published(dump(split, tmp_path / "split.pkl", protocol))
 
 
-RAW = {
-    "persistent id": b"Pevil\n.",
-    "extension code": b"\x80\x02\x82\x01.",
-    "instance": b"(cos\nsystem\n(S'true'\nio.",
-    "instance, short": b"(S'true'\nios\nsystem\n.",
-    "build": b"\x80\x02}}b.",
-    "newobj": b"\x80\x02cos\nsystem\n)\x81.",
-    "disguised as defaultdict": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.",
-    "list called": b"\x80\x04\x8c\x08builtins\x8c\x04list\x93\x8c\x04true\x85R.",
-    "far memo slot": b"\x80\x02}r\xff\xff\xff\x7f.",
-    "nothing": b"",
-    "not a pickle": b"PK\x03\x04 and more",
-    "truncated": pickle.dumps(published())[:-20],
-    "stack underflow": b"\x80\x02s.",
-    "a number": pickle.dumps(7),
-}
-
-
-@pytest.mark.parametrize("content", RAW.values(), ids=RAW.keys())
-def test_hand_made_instructions_are_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "split.pkl"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"split\.pkl: "):
-        read_published(path)
-
-
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_flipped_byte_never_gets_past(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
@@ -351,50 +240,6 @@ def test_a_file_too_large_for_a_split_is_not_read(tmp_path: Path) -> None:
         read_published(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_published(tmp_path / "none.pkl")
-
-
-def change(split: dict, how: str) -> dict:
-    if how == "video twice":
-        split["train"][1]["c0"].append("train-0-0")
-    elif how == "video in two tasks":
-        split["train"][2]["c2"].append("train-0-0")
-    elif how == "video in train and test":
-        split["val"][2]["c2"].append("train-0-0")
-    elif how == "tasks from 0":
-        split["train"] = {task - 1: group for task, group in split["train"].items()}
-    elif how == "task missing in val":
-        del split["val"][2]
-    elif how == "category missing in val":
-        del split["val"][2]["c2"]
-    elif how == "empty category":
-        split["train"][1]["c0"].clear()
-    elif how == "empty task":
-        split["train"][1].clear()
-    elif how == "no val":
-        del split["val"]
-    elif how == "list of tasks":
-        split["train"] = list(split["train"].values())
-    return split
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        "video twice",
-        "video in two tasks",
-        "video in train and test",
-        "tasks from 0",
-        "task missing in val",
-        "category missing in val",
-        "empty category",
-        "empty task",
-        "no val",
-        "list of tasks",
-    ],
-)
-def test_wrong_structures_are_refused(tmp_path: Path, how: str) -> None:
-    with pytest.raises(UserError, match=r"split\.pkl: "):
-        read_published(dump(change(published(), how), tmp_path / "split.pkl"))
 
 
 def test_published_split_needs_a_manifest_that_agrees() -> None:

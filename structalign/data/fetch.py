@@ -234,6 +234,7 @@ class _Transfer:
 
     def _check_size(self, size: int) -> None:
         if size > self.max_bytes:
+            _forget(self.part)
             raise UserError(f"{self.url}: {size:,} bytes or more, where {self.max_bytes:,} are allowed")
 
 
@@ -388,8 +389,9 @@ _DAMAGED = (
 
 
 def _damaged(archive: Path, error: Exception) -> UserError:
+    reason = str(error).split("\n")[0].rstrip(": ")  # tarfile adds a line for every compression that it tried
     return UserError(
-        f"{archive}: damaged, or neither a zip nor a tar archive ({error}); "
+        f"{archive}: damaged, or neither a zip nor a tar archive ({reason}); "
         "replace it, or delete it to have it fetched again"
     )
 

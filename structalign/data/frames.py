@@ -28,7 +28,7 @@ from structalign.config import FramesConfig
 from structalign.data.manifest import Clip
 from structalign.data.video import Request, UndecodableError, decode, sample_indices
 from structalign.errors import UserError
-from structalign.files import atomic_write_json, read_json
+from structalign.files import MEND, atomic_write_json, read_json
 from structalign.log import log, progress
 
 __all__ = ["FrameStore", "Missing", "extract", "sample_indices"]
@@ -53,6 +53,16 @@ class Missing:
     clip: str
     video: str
     reason: str
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a clip's frames are, how many, and how large."""
+
+    shard: str
+    frames: int
+    height: int
+    width: int
 
 
 def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig, workers: int) -> list[Missing]:
@@ -206,7 +216,7 @@ class _ShardWriter:
             self.archive.writestr(zipfile.ZipInfo(_entry(clip, number)), image)
             self.size += len(image)
         shard = Path(self.archive.filename or "").name
-        self.index[clip] = {"shard": shard, "frames": len(images), "height": size[0], "width": size[1]}
+        self.index[clip] = asdict(_Place(shard, len(images), size[0], size[1]))
 
     def _next(self) -> None:
         if self.archive is not None:
@@ -235,10 +245,12 @@ class FrameStore:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         try:
-            self._clips: dict[str, dict[str, Any]] = read_json(self.folder / "index.json")["clips"]
+            self._clips = {
+                clip: _Place(**entry) for clip, entry in read_json(self.folder / "index.json")["clips"].items()
+            }
             self.missing = [item["clip"] for item in read_json(self.folder / "missing.json")]
-        except (KeyError, TypeError):
-            raise UserError(f"{self.folder}: index.json or missing.json is damaged; run `dvc repro`") from None
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{self.folder}: index.json or missing.json is damaged; {MEND}") from None
         self._archives: dict[str, zipfile.ZipFile] = {}
         self._lock = threading.Lock()
 
@@ -261,16 +273,13 @@ class FrameStore:
             raise UserError(
                 f"{self.folder}: no frames of clip {clip}{left_out}; run `dvc repro` from stage frames on"
             )
-        frames = np.empty((entry["frames"], entry["height"], entry["width"], 3), np.uint8)
+        frames = np.empty((entry.frames, entry.height, entry.width, 3), np.uint8)
         try:
-            archive = self._archive(entry["shard"])
+            archive = self._archive(entry.shard)
             for number in range(len(frames)):
-                frames[number] = Image.open(io.BytesIO(archive.read(_entry(clip, number))))
+                frames[number] = np.asarray(Image.open(io.BytesIO(archive.read(_entry(clip, number)))))
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{self.folder / entry['shard']}: damaged at clip {clip} ({error}); "
-                f"delete {self.folder} and run `dvc repro`"
-            ) from None
+            raise UserError(f"{self.folder / entry.shard}: damaged at clip {clip} ({error}); {MEND}") from None
         return frames
 
     def _archive(self, shard: str) -> zipfile.ZipFile:

@@ -29,6 +29,9 @@ SKIPPABLE = frozenset({"h264", "mpeg4", "mpeg2video"})
 INDEXED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 """Containers that say how many frames they hold, so that decord cannot search for the end forever."""
 
+PICTURE = re.compile(r"^image2|_pipe$")
+"""FFmpeg's names for files that hold one picture."""
+
 SLACK = Fraction(1, 1000)
 """Seconds. Matroska rounds times to milliseconds, so a frame that starts this little too late is in time."""
 
@@ -138,6 +141,8 @@ def decode(request: Request) -> list[np.ndarray]:
         try:
             frames = read(request)
         except failures as error:
+            if isinstance(error, MemoryError):  # the machine's fault and not the clip's
+                raise MemoryError from None
             reasons.append(f"{name}: {getattr(error, 'strerror', None) or _shortened(error)}")
             continue
         if len({frame.shape for frame in frames}) > 1:
@@ -187,10 +192,14 @@ def _read_needed(request: Request) -> list[np.ndarray]:
 
 def _open(path: Path) -> av.container.InputContainer:
     try:
-        return av.open(str(path.absolute()))
+        container = av.open(str(path.absolute()))
     except (av.FFmpegError, OSError) as error:
         reason = "the file is empty" if path.is_file() and not path.stat().st_size else error.strerror
         raise UndecodableError(f"not a video: {reason}") from None
+    if PICTURE.search(container.format.name):
+        container.close()
+        raise UndecodableError("not a video: a picture")
+    return container
 
 
 def _stream(container: av.container.InputContainer) -> av.VideoStream:

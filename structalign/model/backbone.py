@@ -62,7 +62,8 @@ def open_clip_backbone(name: str, pretrained: str | None, weights: str | None) -
     ------
     UserError
         Where open_clip does not know the name or the tag, the model is none that words can be read from, the tag's
-        weights belong to another activation function, the file is missing or does not fit, or the fetch fails.
+        weights belong to another activation function, the file is missing, does not fit or holds numbers that are
+        not finite, or the fetch fails.
     """
     import open_clip
 
@@ -85,6 +86,9 @@ def open_clip_backbone(name: str, pretrained: str | None, weights: str | None) -
         raise
     except Exception as error:  # open_clip lets through whatever its many loaders raise
         raise UserError(f"{source}: cannot load {name} from it ({load_problem(error)})") from None
+    for key, weight in clip.state_dict().items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise UserError(f"{source}: {key} holds NaN or infinity; take other weights")
     mean = getattr(clip.visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
     std = getattr(clip.visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
     return clip, ClipInfo(name, configuration, list(mean), list(std))
