@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: setup repro test lint format show compare
+.PHONY: setup repro test lint format show compare drill repeat
 
 setup: $(READY)
 
@@ -28,6 +28,14 @@ DATA ?= shapes
 STUDY ?= methods
 compare: $(READY)
 	python -m stages.compare --study $(STUDY) --data $(DATA) $(if $(K),--K $(K))
+
+# Break a small chain in 30 ways and see it recover; not part of the tests, up to 20 minutes
+drill: $(READY)
+	nice python -m benchmarks.drill --output docs/drill.md
+
+# The same chain three times by force: the same bytes?
+repeat: $(READY)
+	nice python -m benchmarks.repeat --output docs/repeat.md
 
 lint: $(READY)
 	ruff check .

@@ -5,8 +5,8 @@
 Processes are killed with SIGKILL after a share of their CPU time that is drawn from `--seed`, disks fill up, outputs
 and DVC's cache are damaged, workers run out of memory. After each fault `dvc repro` runs again, at most three times:
 it has to end with the results of an undisturbed run, byte for byte, or to stop with one clear line, whose advice is
-then followed. Full disks are small tmpfs mounts, which need root; elsewhere those drills are skipped. Exit status 1 if
-any drill fails.
+then followed. Full disks are small tmpfs mounts, which need root; elsewhere those drills are skipped. Exit status 1
+if any drill fails.
 """
 
 from __future__ import annotations

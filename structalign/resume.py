@@ -12,12 +12,14 @@ import json
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from structalign.config import Config
-from structalign.files import atomic_write
+from structalign.errors import UserError
+from structalign.files import MEND, atomic_write
 from structalign.log import log
 
 
@@ -30,6 +32,11 @@ def fingerprint(config: Config, task: int) -> str:
         Only sections that `stages/train.py` reads count; `machine` does not.
     task : int
         The task, from 1.
+
+    Raises
+    ------
+    UserError
+        Where a shard of frames is damaged.
     """
     sections = ("K", "seed", "threads", "method", "model", "similarity", "etf", "loss", "train")
     digest = hashlib.sha256(
@@ -54,9 +61,12 @@ def fingerprint(config: Config, task: int) -> str:
 def _shard_checksums(shards: Iterable[Path]) -> Iterable[str]:
     """Checksums that the shards' own directories hold: all frames count, and none need be read."""
     for shard in shards:
-        with zipfile.ZipFile(shard) as archive:
-            for entry in archive.infolist():
-                yield f"{shard.name}/{entry.filename}:{entry.CRC:08x}"
+        try:
+            with zipfile.ZipFile(shard) as archive:
+                for entry in archive.infolist():
+                    yield f"{shard.name}/{entry.filename}:{entry.CRC:08x}"
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{shard}: damaged ({error}); {MEND}") from None
 
 
 def resume_folder() -> Path:
@@ -96,7 +106,7 @@ class ResumeFile:
             return torch.load(self.path, weights_only=True, map_location="cpu")
         except FileNotFoundError:
             return None
-        except (RuntimeError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except (RuntimeError, ValueError, EOFError, OSError, UnpicklingError, zipfile.BadZipFile) as error:
             log.warning(f"{self.path}: cannot resume from it ({' '.join(str(error).split())}); starting afresh")
             self.remove()
             return None

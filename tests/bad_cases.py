@@ -53,6 +53,7 @@ from structalign.gallery import TaskGallery, load_galleries, save_index
 from structalign.learner import Learner
 from structalign.method.etf import simplex_etf
 from structalign.model.backbone import ClipInfo, load_clip, open_clip_backbone, save_clip
+from structalign.resume import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -926,6 +927,14 @@ def packed(change: Callable[[Path], object]) -> Callable[[Path], Act]:
     return prepare
 
 
+def fingerprinted(here: Path) -> Act:
+    """The stage `train` looks at all shards before it reads any frame."""
+    packed(halved("shard-0000.zip"))(here)
+    (here / "data/split").mkdir()
+    (here / "data/split/task-01.json").write_text("{}")
+    return lambda: fingerprint(Config.load(ROOT / "params.yaml"), 1)
+
+
 def flipped(folder: Path) -> None:
     shard = folder / "shard-0000.zip"
     content = bytearray(shard.read_bytes())
@@ -977,6 +986,7 @@ STORED = [
         "weights do not fit",
     ),
     ("frames: shard truncated", packed(halved("shard-0000.zip")), r"shard-0000\.zip: damaged at clip clip"),
+    ("frames: shard truncated, before training", fingerprinted, r"shard-0000\.zip: damaged .*stages\.mend"),
     ("frames: shard gone", packed(lambda folder: (folder / "shard-0000.zip").unlink()), r"shard-0000\.zip: damaged"),
     ("frames: a bit flipped", packed(flipped), r"shard-0000\.zip: damaged at clip clip .*CRC"),
     *(

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from open_clip.model import CLIP
+from split_files import Runs
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -265,13 +266,19 @@ def test_interrupted_training_ends_with_the_same_bits(
     assert (tmp_path / "whole.csv").read_bytes() == (tmp_path / "part.csv").read_bytes()
 
 
-def test_damaged_resume_file_starts_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "code"])
+def test_damaged_resume_file_starts_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     monkeypatch.chdir(tmp_path)
     resume = ResumeFile("name")
     resume.save({"epoch": 1, "weights": [torch.ones(3)]})
-    resume.path.write_bytes(resume.path.read_bytes()[:40])
+    content = {"cut": resume.path.read_bytes()[:40], "empty": b"", "text": b"not a resume file"}
+    if damage == "code":
+        torch.save({"epoch": Runs(Path.touch, tmp_path / "ran")}, resume.path)
+    else:
+        resume.path.write_bytes(content[damage])
     assert resume.load() is None
     assert not resume.path.exists()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_loss_that_is_not_a_number_names_task_step_and_last_good_epoch(
