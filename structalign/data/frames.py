@@ -11,6 +11,7 @@ import io
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import zipfile
 from collections import deque
@@ -138,7 +139,7 @@ def _decode_parallel(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
     # Children of a fork server do not inherit the parent's threads and locks, which a forked decoder may hang on.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_decoder)
     running: deque[tuple[Job, Future[Packed | str]]] = deque()
     try:
         for job in jobs:
@@ -161,8 +162,9 @@ def _decode_parallel(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Let this process end with the stage: when that is killed, or, in its own time, when it is interrupted."""
+def _start_decoder() -> None:
+    """Let this process end with the stage, when that is killed or, in its own time, interrupted; and end silently."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- the stage says in one line what became of its decoders
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
