@@ -73,7 +73,11 @@ class FlatIndex:
     exact = True
 
     def __init__(self, frames: Tensor, device: torch.device | str = "cpu") -> None:
-        self.videos = torch.cat([global_features(part) for part in frame_chunks(frames, device)])  # [V,D]
+        self.videos = torch.empty(len(frames), frames.shape[-1], device=device)  # [V,D]
+        end = 0
+        for part in frame_chunks(frames, device):  # into place: joining the parts would hold them twice
+            start, end = end, end + len(part)
+            self.videos[start:end] = global_features(part)
 
     def scores(self, text: Tensor, count: int) -> Tensor:
         """Cosines (q, V) of texts (q, D) with all videos, whatever `count`."""
