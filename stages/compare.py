@@ -22,7 +22,7 @@ import yaml
 
 from stages.run import errors_in_one_line, parse
 from structalign import figures
-from structalign.compare import comparison_table, to_markdown
+from structalign.compare import comparison_table, named_warnings, to_markdown
 from structalign.errors import UserError
 from structalign.files import atomic_write_text
 from structalign.log import log, progress_bar
@@ -131,10 +131,11 @@ def write(runs: pd.DataFrame, curves: pd.DataFrame, labels: list[str], reference
     """
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_text(folder / "runs.csv", runs.to_csv(index=False, lineterminator="\n"))
-    atomic_write_text(folder / "table.md", to_markdown(comparison_table(runs, labels, reference)))
+    warnings = named_warnings(runs)
+    table = to_markdown(comparison_table(runs, labels, reference))
+    atomic_write_text(folder / "table.md", table + "".join(f"\n{warning}.\n" for warning in warnings))
     points = runs.rename(columns={"label": "method", "method": "_method"}).to_dict("records")
     figure = figures.recall_against_bwf(points)
-    warnings = sorted({str(text) for text in runs.get("warning", pd.Series(dtype=str)).dropna()})
     figures.footnote(figure, f"{len(runs)} runs over {runs.seed.nunique()} seeds", "; ".join(warnings))
     figures.save(figure, folder / "figure.png")
     means = curves.groupby(["label", "after"], as_index=False)[["r1", "bwf"]].mean()

@@ -5,20 +5,19 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from stages.run import run
 from structalign.checkpoint import Checkpoint
 from structalign.config import Config
 from structalign.data.frames import FrameStore
 from structalign.data.split import read_task
 from structalign.diagnostics import diagnose
-from structalign.evaluate import query_scores, rank
+from structalign.evaluate import rank
 from structalign.examples import follow, illustrate
 from structalign.files import fresh_dir
 from structalign.gallery import TaskGallery, copy_galleries, load_galleries, save_index
 from structalign.learner import Learner
 from structalign.log import log
+from structalign.ranking import Ranker
 from structalign.record import Record
 from structalign.seeding import use_threads
 
@@ -40,10 +39,8 @@ def main(config: Config, task: int) -> None:
     row = record.add_evaluation(config, split, galleries, ranking, features)
     record.add_training(Path(f"plots/loss/task-{task:02d}.csv"), Path(f"metrics/cost/task-{task:02d}.json"))
 
-    def score(queries: list[str]) -> Tensor:
-        return query_scores(learner.retriever, queries, galleries, config.similarity)
-
-    record.followed = follow(record.followed, galleries, score, config.K, config.seed)
+    ranker = Ranker(learner.retriever, galleries, config.similarity, config.evaluate)
+    record.followed = follow(record.followed, galleries, ranker.scores, config.K, config.seed)
     record.shown = illustrate(record.followed, galleries, record.categories, store)
 
     with fresh_dir(Path(f"data/gallery/after-{task:02d}")) as folder:

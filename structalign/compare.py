@@ -64,6 +64,15 @@ def spread(values: pd.Series) -> str:
     return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else f"{values.mean():.2f}"
 
 
+def named_warnings(runs: pd.DataFrame) -> list[str]:
+    """Warnings that must stand beside numbers, each with the runs that it concerns: `label: warning`."""
+    if "warning" not in runs:
+        return []
+    marked = runs.dropna(subset="warning")
+    groups = marked.groupby("warning", sort=True).label.unique()
+    return [f"{', '.join(labels)}: {warning}" for warning, labels in groups.items() if warning]
+
+
 def comparison_table(runs: pd.DataFrame, labels: Sequence[str], reference: str) -> pd.DataFrame:
     """Tabulate runs: a row a label, in the given order.
 

@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 
 from stages.run import alone, describe
 from structalign.checkpoint import Checkpoint
-from structalign.compare import comparison_table, paired_difference
 from structalign.errors import UserError
 from structalign.files import atomic_write, atomic_write_json, atomic_write_text, fresh_dir, read_json
 from structalign.gallery import TaskGallery, copy_galleries, fingerprint, load_galleries, save_index
@@ -168,31 +167,3 @@ def test_temporary_copies_of_dvc_share_the_projects_resume_files(
     assert resume_folder() == tmp_path / ".cache/resume"
     monkeypatch.chdir(tmp_path)
     assert resume_folder() == tmp_path / ".cache/resume"
-
-
-def test_paired_differences_and_table() -> None:
-    import pandas as pd
-
-    runs = pd.DataFrame(
-        [
-            {
-                "label": label,
-                "seed": seed,
-                "r1": r1 + seed,
-                "bwf": 1.0,
-                "trained_parameters": 10,
-                "train_seconds": 5.0,
-            }
-            for label, r1 in (("full", 20.0), ("less", 18.0))
-            for seed in (0, 1, 2)
-        ]
-    )
-    full, less = (runs[runs.label == label].set_index("seed").r1 for label in ("full", "less"))
-    difference = paired_difference(less, full)
-    assert (difference.mean, difference.low, difference.high, difference.seeds) == (-2.0, -2.0, -2.0, 3)
-    noisy = paired_difference(less + pd.Series({0: 1.0, 1: 0.0, 2: -1.0}), full)
-    assert noisy.low == pytest.approx(-2 - 4.3027 / 3**0.5, abs=1e-3)  # t of 2 degrees, deviation 1
-    assert paired_difference(less[:1], full).seeds == 1
-    table = comparison_table(runs, ["full", "less", "absent"], "full")
-    assert list(table.run) == ["full", "less"]
-    assert table["R@1"][0] == "21.00 ± 1.00"
