@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from stages.run import run
-from structalign import distributed
+from structalign import distributed, launch
 from structalign.checkpoint import Checkpoint
 from structalign.config import Config
 from structalign.data.frames import FrameStore
@@ -33,7 +33,7 @@ def main(config: Config, task: int) -> None:
     resume = ResumeFile(fingerprint(config, task))
     curve = Path(f"plots/loss/task-{task:02d}.csv")
     if learner.method.trains and split.train:
-        with distributed.ranks(devices, learner.device, _follow, config, task, resume):
+        with launch.ranks(devices, learner.device, _follow, config, task, resume):
             trainer = _trainer(config, split, learner, resume)
             cost = trainer.run(curve)
         learner.finish(task, trainer.data)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from structalign import distributed
+from structalign import distributed, launch
 from structalign.errors import UserError
 from structalign.log import configure
 
@@ -35,7 +35,7 @@ def stay(folder: str) -> None:
 
 if __name__ == "__main__":
     configure()
-    distributed._GRACE = 0.1
-    with distributed.ranks(2, CPU, {"die": die, "stay": stay}[sys.argv[1]]):
+    launch._GRACE = 0.1
+    with launch.ranks(2, CPU, {"die": die, "stay": stay}[sys.argv[1]]):
         Path("ready").touch()
         time.sleep(60)  # as a GPU's collective does that waits for a dead rank

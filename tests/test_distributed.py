@@ -18,7 +18,7 @@ from test_train import TRAINED, config_for, curve_of, start, weights_of
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from structalign import distributed
+from structalign import distributed, launch
 from structalign.config import Config
 from structalign.errors import UserError
 from structalign.method.base import Method, TrainingFeatures
@@ -81,7 +81,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     done: Runs = {}
     for devices in (1, 2):
         folder = tmp_path_factory.mktemp(f"devices-{devices}")
-        with distributed.ranks(devices, CPU, train_all):
+        with launch.ranks(devices, CPU, train_all):
             done[devices] = train_all(folder), folder
     return done
 
@@ -113,15 +113,15 @@ def test_shared_videos_change_nothing_but_the_augmentation(runs: Runs) -> None:
 
 
 def test_a_rank_that_fails_says_why_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "_GRACE", 60)  # rank 0 does notice here, however busy the machine
+    monkeypatch.setattr(launch, "_GRACE", 60)  # rank 0 does notice here, however busy the machine
     message = r"^train\.devices = 2: rank 1 failed: no such video: a\.mp4$"
-    with pytest.raises(UserError, match=message), distributed.ranks(2, CPU, rank_faults.fail):
+    with pytest.raises(UserError, match=message), launch.ranks(2, CPU, rank_faults.fail):
         distributed.average_gradients([weight_with_gradient()])
     assert distributed.size() == 1
 
 
 def test_an_error_of_rank_0_is_not_blamed_on_another() -> None:
-    with pytest.raises(RuntimeError, match=r"^its own$"), distributed.ranks(2, CPU, rank_faults.wait):
+    with pytest.raises(RuntimeError, match=r"^its own$"), launch.ranks(2, CPU, rank_faults.wait):
         raise RuntimeError("its own")
     assert distributed.size() == 1
 
