@@ -143,7 +143,11 @@ class Fault:
         run.process.kill()
 
     def _stage_process(self, run: Repro) -> psutil.Process:
-        return _until(lambda: next(_stages(run), None), "a stage to start")
+        """Wait for the stage in question."""
+        return _until(
+            lambda: next((process for process in _stages(run) if _name(process) == self.stage), None),
+            f"{self.stage} to start",
+        )
 
     def _moment(self, run: Repro) -> psutil.Process:
         """Wait until the stage has used a random share of its CPU time, which hardly depends on other programs."""
@@ -153,7 +157,9 @@ class Fault:
             time.sleep(0.005)
             used = cpu_seconds(process) or until
         self.moment = f"after {until:.2f} s of CPU time"
-        return process if process.is_running() else self._stage_process(run)  # it was faster: take the next stage
+        if process.is_running():
+            return process
+        return _until(lambda: next(_stages(run), None), "another stage to start")  # it was faster: take the next one
 
     def _decoder(self, run: Repro) -> psutil.Process:
         """One of the decoding processes, as soon as it is there or a moment later."""
@@ -236,6 +242,12 @@ def _command(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return []
+
+
+def _name(process: psutil.Process) -> str:
+    """Name of the DVC stage that a process is, such as train@01."""
+    line = _command(process)
+    return "@".join([line[2].removeprefix("stages."), *line[4:5]]) if len(line) > 2 else ""
 
 
 def _stages(run: Repro) -> Iterator[psutil.Process]:
@@ -325,8 +337,7 @@ def undisturbed(folder: Path) -> tuple[Project, dict[str, float]]:
     used = dict.fromkeys(STAGES, 0.0)
     while run.process.poll() is None:
         for process in _stages(run):
-            line = _command(process)
-            name = "@".join([line[2].removeprefix("stages."), *line[4:5]]) if line else ""
+            name = _name(process)
             if name in used:
                 used[name] = max(used[name], cpu_seconds(process))
         time.sleep(0.02)
