@@ -211,12 +211,20 @@ class Fault:
     def follow(self, advice: str) -> None:
         """Do what an error line says."""
         if process := re.search(r"still running here as process (\d+)", advice):
-            _until(lambda: not psutil.pid_exists(int(process[1])), "the process that lives on to end")
+            _until(lambda: _ended(int(process[1])), "the process that lives on to end")
         elif re.search(r"disk (is )?full|No space left", advice):
             used = int(subprocess.check_output(["du", "-s", "-B1", self.project.folder]).split()[0])
             self._remount(used + SPARE + (60 << 20))
         elif "stages.mend" in advice:
             self.project.call(sys.executable, "-m", "stages.mend")
+
+
+def _ended(pid: int) -> bool:
+    """Whether a process is gone, or waits for nothing but being buried by its parent."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def cpu_seconds(process: psutil.Process) -> float:
