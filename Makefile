@@ -29,7 +29,7 @@ STUDY ?= methods
 compare: $(READY)
 	python -m stages.compare --study $(STUDY) --data $(DATA) $(if $(K),--K $(K))
 
-# Break a small chain in 30 ways and see it recover; not part of the tests, up to 20 minutes
+# Break a small chain in 33 ways and see it recover; no drill starts after 20 minutes
 drill: $(READY)
 	nice python -m benchmarks.drill --output docs/drill.md
 

@@ -1,4 +1,4 @@
-"""The fault drill: break a small chain in 30 ways under DVC, and see it end as if nothing had happened.
+"""The fault drill: break a small chain in 33 ways under DVC, and see it end as if nothing had happened.
 
     python -m benchmarks.drill --output docs/drill.md        # or: make drill
 
@@ -313,7 +313,7 @@ def say(outcome: Outcome, output: str, fault: Fault) -> bool:
     lines = [line for line in error_lines(output) if "exited with -9" not in line]
     if len(lines) > 1:
         outcome.failures.append(f"{len(lines)} error lines: {' / '.join(lines)[:400]}")
-    outcome.said += lines[:1]
+    outcome.said += [line.replace(f"{fault.project.folder}/", "") for line in lines[:1]]
     for line in lines[:1]:
         fault.follow(line)
     return bool(lines)
