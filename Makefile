@@ -23,11 +23,12 @@ test: $(READY)
 show: $(READY)
 	@python -m stages.show
 
-# make compare DATA=msrvtt K=20 STUDY=methods
+# make compare DATA=msrvtt K=20 STUDY=methods JOBS=2
 DATA ?= shapes
 STUDY ?= methods
+JOBS ?= 1
 compare: $(READY)
-	python -m stages.compare --study $(STUDY) --data $(DATA) $(if $(K),--K $(K))
+	python -m stages.compare --study $(STUDY) --data $(DATA) --jobs $(JOBS) $(if $(K),--K $(K))
 
 # Break a small chain in 33 ways and see it recover; no drill starts after 20 minutes
 drill: $(READY)

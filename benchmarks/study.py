@@ -3,7 +3,8 @@
     python -m benchmarks.study --study ablation --seeds 0,1,2 --jobs 2 --output docs/ablation
 
 For long ablations on a small machine, where the start-up of stages is a good part of a run under DVC. Finished runs
-are kept under `.cache/study` and not run again. `python -m stages.compare` does the same through DVC.
+are kept under `.cache/study` and not run again at the same commit.
+`python -m stages.compare` does the same through DVC.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from stages import backbone, download, evaluate, frames, report, split, train
-from stages.compare import read_study, write
+from stages.compare import present_commit, read_study, write
 from stages.params import compose
 from structalign.config import Config
 from structalign.files import read_json
@@ -82,7 +83,7 @@ def main() -> None:
     args = parser.parse_args()
     configure()
     study, seeds = read_study(args.study), [int(seed) for seed in args.seeds.split(",")]
-    work, output = ROOT / ".cache/study", args.output.resolve()
+    work, output = ROOT / ".cache/study" / present_commit(), args.output.resolve()
     rows, curves = [], []
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         shared = {seed: work / f"seed-{seed}" for seed in seeds}

@@ -2,10 +2,12 @@
 
     python -m stages.compare                           every method, 3 seeds, built-in data
     python -m stages.compare --data msrvtt --K 20      the same on MSR-VTT
+    python -m stages.compare --data actnet -S data.videos=/path/to/videos
     python -m stages.compare --study ablation          the choices within StructAlign, one by one
 
-A study is a file in conf/study/: a label and its overrides per line. Results come as runs.csv, table.md,
-figure.png and by_task.png; a failed experiment is named and the rest continue.
+A study is a file in conf/study/: a label and its overrides per line. What has run at the present commit does not run
+again. Results come as runs.csv, table.md, figure.png and by_task.png in plots/compare; a failed experiment is named,
+and the rest continue.
 """
 
 from __future__ import annotations
@@ -40,10 +42,16 @@ def read_study(name: str) -> dict[str, list[str]]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def experiment_name(study: str, label: str, seed: int, common: list[str]) -> str:
-    """Name an experiment so that `dvc exp show` and a second call recognise it."""
-    words = [study, label, *(item.split("=", 1)[1] for item in common), f"seed{seed}"]
+def experiment_name(study: str, label: str, seed: int, common: list[str], commit: str) -> str:
+    """Name an experiment so that `dvc exp show` and a second call at the same commit recognise it."""
+    words = [study, label, *(Path(item.split("=", 1)[1]).name for item in common), f"seed{seed}", commit]
     return "-".join("".join(c if c.isalnum() else "-" for c in word) for word in words).lower()
+
+
+def present_commit() -> str:
+    """Short name of the commit that is checked out."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, text=True, capture_output=True, check=True).stdout.strip()
 
 
 def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -153,6 +161,14 @@ def main() -> None:
     parser.add_argument("--data", default="shapes")
     parser.add_argument("--K", type=int, default=None, help="number of tasks (default: that of the data set)")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument(
+        "-S",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for every run",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="experiments at a time")
     parser.add_argument("--output", type=Path, default=None, help="default: plots/compare/<study>-<data>")
     args = parse(parser)
@@ -163,10 +179,11 @@ def main() -> None:
 def compare(args: argparse.Namespace) -> None:
     """Run what is missing of a study and write the comparison."""
     study = read_study(args.study)
-    common = [f"data={args.data}"] + ([f"K={args.K}"] if args.K else [])
+    common = [f"data={args.data}"] + ([f"K={args.K}"] if args.K else []) + args.overrides
+    commit = present_commit()
     seeds = [int(seed) for seed in args.seeds.split(",")]
     experiments = {
-        experiment_name(args.study, label, seed, common): (label, seed) for seed in seeds for label in study
+        experiment_name(args.study, label, seed, common, commit): (label, seed) for seed in seeds for label in study
     }
     done = finished(set(experiments))
     missing = {
@@ -176,7 +193,7 @@ def compare(args: argparse.Namespace) -> None:
     }
     # What the runs of one seed share, data and CLIP, is made by the first of them. Made twice at a time it costs
     # twice, and DVC was seen to take one's run from its cache before the files were there.
-    first = {experiment_name(args.study, next(iter(study)), seed, common) for seed in seeds} & set(missing)
+    first = {experiment_name(args.study, next(iter(study)), seed, common, commit) for seed in seeds} & set(missing)
     for names, jobs in ((first, 1), (set(missing) - first, args.jobs)):
         if names:
             queue({name: missing[name] for name in missing if name in names})

@@ -61,8 +61,8 @@ def errors_in_one_line(debug: bool) -> Iterator[None]:
     """End the program with one line where the user can mend what went wrong; `debug` lets the traceback through."""
     try:
         yield
-    except (UserError, OSError, MemoryError, KeyboardInterrupt) as error:
-        if debug:
+    except (UserError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
+        if debug or (isinstance(error, RuntimeError) and not _out_of_memory(error)):
             raise
         log.error(describe(error))
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
@@ -85,12 +85,7 @@ def contract(name: str) -> str:
         "writes": [next(iter(item)) if isinstance(item, dict) else item for item in _outputs(stage)],
     }
     lines = [f"  {label:11} {', '.join(items) or 'nothing'}" for label, items in rows.items()]
-    for pattern, word in (
-        ("${key}", "NN"),
-        ("${item.previous}", "(NN-1)"),
-        ("${last}", "K"),
-        ("${data.name}", "DATA"),
-    ):
+    for pattern, word in _PATTERNS.items():
         lines = [line.replace(pattern, word) for line in lines]
     return "\n".join(["as dvc.yaml has it:", *lines]) if stage else ""
 
@@ -128,11 +123,17 @@ def _checked_task(task: int, num_tasks: int) -> int:
     return task
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; PyTorch says so with a RuntimeError of its own on a GPU and with another on the CPU."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
 def describe(error: BaseException) -> str:
     """Put an error into one line for the person at the keyboard."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(error, MemoryError):
+    if _out_of_memory(error) and not isinstance(error, UserError | OSError):
         return "out of memory: lower train.batch_size, evaluate.batch_size or machine.workers"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"disk full while writing {error.filename or 'an output'}: free some space and run again"

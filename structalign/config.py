@@ -6,7 +6,6 @@ A bad value raises one `UserError` that names the key, the value and what is all
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from structalign.errors import UserError
+from structalign.usage import available_cores
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -274,7 +274,8 @@ class EvaluateConfig(_Section):
 
 
 class MachineConfig(_Section):
-    """How this machine is used; results do not depend on it, so no stage runs again when it changes."""
+    """How this machine is used. No stage runs again when it changes: workers change no result, another kind of device
+    changes last bits, and precision where `train.precision` is auto."""
 
     device: str
     """auto, cpu, cuda, cuda:1, ..."""
@@ -284,7 +285,7 @@ class MachineConfig(_Section):
     @property
     def num_workers(self) -> int:
         """`workers` as a number."""
-        return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
+        return available_cores() if self.workers == "auto" else self.workers
 
 
 class TaskEntry(_Section):

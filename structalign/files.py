@@ -81,3 +81,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: missing or damaged ({error}); {MEND}") from None
+
+
+def project_folder() -> Path:
+    """Where the project lies: here, or above one of DVC's temporary copies, which are thrown away after a run."""
+    here = Path.cwd()
+    copies = [parent for parent in here.parents if here.is_relative_to(parent / ".dvc" / "tmp" / "exps")]
+    return copies[0] if copies else here

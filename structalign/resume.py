@@ -19,7 +19,7 @@ import torch
 
 from structalign.config import Config
 from structalign.errors import UserError
-from structalign.files import MEND, atomic_write
+from structalign.files import MEND, atomic_write, project_folder
 from structalign.log import log
 
 
@@ -71,11 +71,7 @@ def _shard_checksums(shards: Iterable[Path]) -> Iterable[str]:
 
 def resume_folder() -> Path:
     """`.cache/resume` of the project; a run in one of DVC's temporary copies uses that of the project itself."""
-    here = Path.cwd()
-    for parent in here.parents:
-        if here.is_relative_to(parent / ".dvc" / "tmp" / "exps"):
-            return parent / ".cache" / "resume"
-    return here / ".cache" / "resume"
+    return project_folder() / ".cache" / "resume"
 
 
 class ResumeFile:

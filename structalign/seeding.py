@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from structalign.usage import available_cores
+
 
 def derive_seed(seed: int, *path: int) -> int:
     """Mix the seed with a path (task, epoch, ...) into an independent one, the same on every machine."""
@@ -21,7 +23,7 @@ def generator(seed: int, *path: int) -> torch.Generator:
 
 def use_threads(threads: int | Literal["auto"]) -> None:
     """Compute with so many CPU threads; sums are grouped by thread, so their last bits depend on the number."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if threads == "auto" else threads)
+    torch.set_num_threads(available_cores() if threads == "auto" else threads)
 
 
 def use_deterministic(wanted: bool) -> None:

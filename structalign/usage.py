@@ -1,11 +1,17 @@
-"""What this process uses of the machine."""
+"""What this process may use of the machine, and what it did use."""
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
 from pathlib import Path
+
+
+def available_cores() -> int:
+    """Cores that this process may run on; where the system does not say, all that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory_mb() -> float:

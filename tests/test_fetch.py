@@ -165,13 +165,23 @@ def test_local_path_is_checked_and_not_copied(tmp_path: Path) -> None:
 def test_urls_with_one_file_name_do_not_share_a_download(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "DOWNLOADS", tmp_path)
+    monkeypatch.chdir(tmp_path)
     first = sources.obtain(Source(source=f"{server.url}/a/..%2F..%2Ffile.bin"))
     server.content = b"second"
     second = sources.obtain(Source(source=f"{server.url}/b/file.bin"))
     assert first.read_bytes() == CONTENT
     assert second.read_bytes() == b"second"
-    assert first.parent == second.parent == tmp_path
+    assert first.parent == second.parent == Path("data/downloads")
+
+
+def test_queued_runs_share_the_projects_downloads(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / ".dvc/tmp/exps/tmp1"  # where DVC runs what was queued, and which it throws away
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    path = sources.obtain(Source(source=f"{server.url}/file.bin"))
+    assert path.resolve().parent == tmp_path / "data/downloads"
 
 
 # Archives

@@ -12,13 +12,13 @@ from urllib.parse import unquote, urlsplit
 
 from structalign.data.fetch import fetch, is_url
 from structalign.errors import UserError
-from structalign.files import atomic_write_json, atomic_write_text
+from structalign.files import atomic_write_json, atomic_write_text, project_folder
 from structalign.log import log, progress
 
 if TYPE_CHECKING:
     from structalign.config import Source
 
-# Outside what DVC tracks: a download of gigabytes survives a run that fails after it.
+# Outside what DVC tracks: a download of gigabytes survives a run that fails after it, and serves queued runs as well.
 DOWNLOADS = Path("data/downloads")
 MISSING_LIST = Path("data/missing-videos.txt")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
@@ -38,7 +38,8 @@ def obtain(source: Source) -> Path:
         return fetch(source.source, "", source.sha256)
     name = PurePosixPath(unquote(urlsplit(source.source).path)).name or "download"
     # Two servers may use one name for different files.
-    target = DOWNLOADS / f"{hashlib.sha256(source.source.encode()).hexdigest()[:8]}-{name}"
+    folder = Path(os.path.relpath(project_folder() / DOWNLOADS))
+    target = folder / f"{hashlib.sha256(source.source.encode()).hexdigest()[:8]}-{name}"
     return fetch(source.source, target, source.sha256)
 
 
