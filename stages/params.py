@@ -36,7 +36,8 @@ def compose(overrides: list[str], output: Path) -> None:
     except UserError as error:
         raise UserError(str(error).replace(str(draft), "the composed parameters")) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"cannot compose {' '.join(overrides)}: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split()).partition(" Config search path:")[0]  # where Hydra looked helps nobody
+        raise UserError(f"cannot compose {' '.join(overrides)}: {reason}") from None
     finally:
         draft.unlink(missing_ok=True)
 
