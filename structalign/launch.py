@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import torch.distributed as dist
 from structalign.distributed import RankLost
 from structalign.errors import UserError
 from structalign.log import configure, log
+from structalign.workers import end_with_parent
 
 _PATIENCE = timedelta(hours=1)
 """How long a rank waits for another that is alive, such as rank 0 while it ranks test queries."""
@@ -112,7 +113,7 @@ def _follow(
 ) -> None:
     """Run a further rank: silent but for the line that rank 0 prints if this one fails."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 is interrupted as well, and ends this one
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     os.environ["STRUCTALIGN_PROGRESS"] = "0"
     configure("CRITICAL")
     try:
@@ -123,13 +124,6 @@ def _follow(
     except Exception as error:
         words.send((" ".join(str(error).split()) or type(error).__name__, traceback.format_exc()))
         sys.exit(1)
-
-
-def _die_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 class _Others:

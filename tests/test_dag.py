@@ -15,7 +15,11 @@ STAGES = {
     name: stage.get("do", stage) for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
 }
 
-PLUMBING = {"config", "errors", "files", "log", "usage", "resume", "data/split", "data/splitfile", "data/video"}
+PLUMBING = {"config", "errors", "files", "log", "usage", "resume", "workers"} | {
+    "data/split",
+    "data/splitfile",
+    "data/video",
+}
 """Modules that check, report and store, or whose work is done in another stage: editing them changes no result."""
 
 NOT_ITS_WORK = {

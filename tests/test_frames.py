@@ -19,18 +19,19 @@ import av
 import numpy as np
 import psutil
 import pytest
+import worker_faults
 from hypothesis import given
 from hypothesis import strategies as st
 from video_files import counted, cut, moving, numbers, rotate, write_video
 
 from stages import frames as stage
 from structalign.config import Config, FramesConfig
-from structalign.data import video
+from structalign.data import frames, video
 from structalign.data.frames import FrameStore, clips_of, extract
 from structalign.data.manifest import Clip, write_manifest
 from structalign.data.video import Request, UndecodableError, decode, sample_indices
 from structalign.errors import UserError
-from structalign.files import fresh_dir
+from structalign.files import fresh_dir, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -423,10 +424,23 @@ def test_a_killed_decoder_is_reported(videos: Path, tmp_path: Path) -> None:
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(UserError, match=r"process died \(killed, or out of memory\) while it read one of long.mp4"):
+    with pytest.raises(UserError, match=r"process died \(killed by SIGKILL, .*\) while it read long\.mp4"):
         pack(clips, videos, tmp_path / "frames", workers=2)
     killer.join()
     assert not list(tmp_path.glob("*frames*"))
+
+
+def test_a_video_that_crashes_a_decoder_is_named_like_any_other_bad_one(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "_decode_one", worker_faults.crash_on_a_bad_video)
+    monkeypatch.setattr(frames, "PATIENCE", 5.0)
+    clips = [clip(name, f"{name}.mp4") for name in ("crashes", "hangs", *(f"{number}" for number in range(6)))]
+    store = pack(clips, videos, tmp_path / "frames", workers=2, allow_missing=2)
+    assert store.missing == ["crashes", "hangs"]
+    assert len(store.ids) == 6
+    reasons = [item["reason"] for item in read_json(tmp_path / "frames/missing.json")]
+    assert reasons == ["decoding it crashed (killed by SIGSEGV)", "decoding it took too long"]
 
 
 def test_decoders_end_with_a_killed_stage(videos: Path, tmp_path: Path) -> None:

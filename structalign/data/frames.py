@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import errno
 import io
-import multiprocessing
-import os
 import signal
-import sys
 import threading
 import zipfile
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +26,18 @@ from structalign.data.video import Request, UndecodableError, decode, sample_ind
 from structalign.errors import UserError
 from structalign.files import MEND, atomic_write_json, read_json
 from structalign.log import log, progress
+from structalign.workers import Lost, share_out
 
 __all__ = ["FrameStore", "Missing", "extract", "sample_indices"]
 
 NAMED = 10
 """Undecodable clips that an error names; the log has all."""
 
-AHEAD = 8
-"""Clips per process that may wait for an earlier one to be packed; bounds memory."""
+PATIENCE = 1800.0
+"""Seconds that a decoder may take for a clip; some damaged files make one wait for ever."""
+
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+"""What kills a decoder over a damaged video, unlike SIGKILL, which is sent from outside or for want of memory."""
 
 Packed = tuple[list[bytes], tuple[int, ...]]
 """A clip's frames as JPEG, and their height and width."""
@@ -88,13 +87,14 @@ def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig,
     Raises
     ------
     UserError
-        Where more clips than allowed cannot be decoded, naming them; where a decoding process dies, naming what it
-        may have read; where the disk is full.
+        Where more clips than allowed cannot be decoded, naming them; where a decoding process is killed, naming
+        what it read; where the disk is full.
     """
     missing: list[Missing] = []
     try:
-        with _ShardWriter(folder, frames.shard_mb * 2**20) as shards:
-            for clip, result in zip(clips, _decode_all(clips, videos, frames, workers), strict=True):
+        results = _decode_all(clips, videos, frames, workers)
+        with closing(results), _ShardWriter(folder, frames.shard_mb * 2**20) as shards:
+            for clip, result in zip(clips, results, strict=True):
                 if isinstance(result, str):
                     log.warning(f"{clip.id} ({clip.video}): {result}")
                     missing.append(Missing(clip.id, clip.video, result))
@@ -124,56 +124,30 @@ def _complaint(missing: list[Missing], total: int, allowed: int) -> str:
     )
 
 
-def _decode_all(clips: list[Clip], videos: Path, frames: FramesConfig, workers: int) -> Iterator[Packed | str]:
+def _decode_all(
+    clips: list[Clip], videos: Path, frames: FramesConfig, workers: int
+) -> Generator[Packed | str, None, None]:
     """JPEGs of each clip, in order; a string says why there are none."""
     jobs = [
         (Request(videos / clip.video, clip.start, clip.end, frames.num_frames, frames.short_side), frames.quality)
         for clip in clips
     ]
-    results = map(_decode_one, jobs) if workers == 1 else _decode_parallel(jobs, workers)
+    results = map(_decode_one, jobs) if workers == 1 else _decode_apart(jobs, workers)
     yield from progress(results, len(jobs), "frames", "clip")
 
 
-def _decode_parallel(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
+def _decode_apart(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
     """Decode in processes: threads are no faster, and there a video that crashes the decoder would end the stage."""
-    # Children of a fork server do not inherit the parent's threads and locks, which a forked decoder may hang on.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_decoder)
-    running: deque[tuple[Job, Future[Packed | str]]] = deque()
-    try:
-        for job in jobs:
-            running.append((job, pool.submit(_decode_one, job)))
-            if len(running) >= AHEAD * workers:
-                yield running[0][1].result()
-                running.popleft()
-        while running:
-            yield running[0][1].result()
-            running.popleft()
-    except BrokenProcessPool:
-        # Jobs start in order, so the first unfinished ones are those that were under way.
-        unfinished = [job for job, future in running if future.exception() is not None]
-        suspects = ", ".join(dict.fromkeys(request.path.name for request, _ in unfinished[:workers]))
-        raise UserError(
-            f"a decoding process died (killed, or out of memory) while it read one of {suspects}: "
-            "lower machine.workers, or remove the video if it is always the same, and run again"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_decoder() -> None:
-    """Let this process end with the stage, when that is killed or, in its own time, interrupted; and end silently."""
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- the stage says in one line what became of its decoders
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    for (request, _), result in zip(jobs, share_out(_decode_one, jobs, workers, PATIENCE), strict=True):
+        if not isinstance(result, Lost):
+            yield result
+        elif result.exitcode is None or -result.exitcode in CRASHES:
+            yield f"decoding it {'took too long' if result.exitcode is None else f'crashed ({result})'}"
+        else:
+            raise UserError(
+                f"a decoding process died ({result}, perhaps for want of memory) while it read {request.path.name}: "
+                "lower machine.workers, or remove the video if it is always the same, and run again"
+            )
 
 
 def _decode_one(job: Job) -> Packed | str:

@@ -12,9 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +20,10 @@ import av
 import numpy as np
 
 from structalign.data.manifest import Clip
+from structalign.errors import UserError
 from structalign.files import atomic_write_text
 from structalign.log import progress
+from structalign.workers import Lost, share_out
 
 SIZE = 64
 """Height and width of the videos in pixels."""
@@ -296,9 +296,9 @@ def generate(root: Path, seed: int, categories: int, train_videos: int, test_vid
         plans += _plan(world, np.random.default_rng([seed, number]), train_videos, test_videos)
     (root / "videos").mkdir()
     jobs = [(scene, root / clip.video) for clip, scene in plans]
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        for _ in progress(pool.map(_write_video, jobs, chunksize=16), len(jobs), "videos", "video"):
-            pass
+    for result in progress(share_out(_write_video, jobs, workers), len(jobs), "videos", "video"):
+        if isinstance(result, Lost):
+            raise UserError(f"a process that writes videos died ({result}, perhaps for want of memory): run again")
     clips = [clip for clip, _ in plans]
     atomic_write_text(root / "captions.csv", _captions_csv(clips))
     return clips

@@ -1,0 +1,54 @@
+"""Jobs that go wrong, in a module that a new process imports quickly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from structalign.data import frames
+from structalign.data.frames import Job, Packed
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def leave_mark(job: tuple[Path, int]) -> None:
+    folder, number = job
+    (folder / str(number)).touch()
+    if number == 0:
+        time.sleep(1)
+
+
+def large(number: int) -> bytes:
+    return bytes([number % 256]) * 300_000
+
+
+def refuse(number: int) -> int:
+    if number == 3:
+        raise EOFError("three")
+    return number
+
+
+def die_of(number: int) -> int:
+    """End by the signal of that number; 0 does not, and a negative one is an exit status."""
+    if number < 0:
+        os._exit(-number)
+    if number:
+        os.kill(os.getpid(), number)
+    return number
+
+
+def sleep(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def crash_on_a_bad_video(job: Job) -> Packed | str:
+    if job[0].path.stem == "crashes":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if job[0].path.stem == "hangs":
+        time.sleep(600)
+    return frames._decode_one(job)
