@@ -17,7 +17,6 @@ from structalign.files import fresh_dir
 from structalign.gallery import TaskGallery, copy_galleries, load_galleries, save_index
 from structalign.learner import Learner
 from structalign.log import log
-from structalign.ranking import Ranker
 from structalign.record import Record
 from structalign.seeding import use_threads
 
@@ -39,8 +38,7 @@ def main(config: Config, task: int) -> None:
     row = record.add_evaluation(config, split, galleries, ranking, features)
     record.add_training(Path(f"plots/loss/task-{task:02d}.csv"), Path(f"metrics/cost/task-{task:02d}.json"))
 
-    ranker = Ranker(learner.retriever, galleries, config.similarity, config.evaluate)
-    record.followed = follow(record.followed, galleries, ranker.scores, config.K, config.seed)
+    record.followed = follow(record.followed, galleries, ranking.scores, config.K, config.seed)
     record.shown = illustrate(record.followed, galleries, record.categories, store)
 
     with fresh_dir(Path(f"data/gallery/after-{task:02d}")) as folder:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,8 +42,6 @@ PICTURES = ((96, 75), (96, 50), (72, 50), (56, 40), (48, 30))
 BUDGET = 180_000
 """Characters that the pictures of a record may take."""
 
-_CHUNK = 64  # queries scored at a time
-
 
 @dataclass
 class Moment:
@@ -75,10 +72,14 @@ class Moment:
 
 @dataclass
 class Followed:
-    """A query that is followed: its task, its text, the position of its own video, and what it found."""
+    """A query that is followed: its task, its text, its position, that of its own video, and what it found.
+
+    Positions are those in the galleries of all tasks, one after the other; later tasks do not change them.
+    """
 
     task: int
     query: str
+    row: int
     video: int
     history: list[Moment] = field(default_factory=list)
 
@@ -96,7 +97,7 @@ def kind_of(followed: Followed) -> str:
 def follow(
     earlier: list[Followed],
     galleries: list[TaskGallery],
-    score: Callable[[list[str]], Tensor],
+    scores: Tensor,
     num_tasks: int,
     seed: int,
 ) -> list[Followed]:
@@ -108,25 +109,28 @@ def follow(
         What this function returned after the previous task.
     galleries : list of TaskGallery
         Of tasks 1..t.
-    score : callable
-        Scores queries against all stored videos: (q, V), higher is better.
+    scores : Tensor, shape (Q, V)
+        Of all queries against all stored videos; higher is better.
     num_tasks : int
         K.
     seed : int
         The seed of the run.
     """
-    newest, offset = galleries[-1], sum(len(gallery.clips) for gallery in galleries[:-1])
+    newest = galleries[-1]
+    first_row = sum(len(gallery.queries) for gallery in galleries[:-1])
+    first_video = sum(len(gallery.clips) for gallery in galleries[:-1])
     order = np.random.default_rng([seed, newest.task]).permutation(len(newest.queries))
     drawn = order[: max(1, FOLLOWED // num_tasks)].tolist()
-    added = [Followed(newest.task, newest.queries[index], offset + newest.target[index]) for index in drawn]
-    followed = [Followed(one.task, one.query, one.video, list(one.history)) for one in earlier] + added
-    for start in range(0, len(followed), _CHUNK):
-        chunk = followed[start : start + _CHUNK]
-        scores = score([one.query for one in chunk])  # [q,V]
-        own = ranks(scores, torch.tensor([one.video for one in chunk])).tolist()
-        best = scores.argsort(dim=1, descending=True, stable=True)[:, :TOP].tolist()
-        for one, rank, top in zip(chunk, own, best, strict=True):
-            one.history.append(Moment(newest.task, rank, scores.shape[1], top))
+    added = [
+        Followed(newest.task, newest.queries[index], first_row + index, first_video + newest.target[index])
+        for index in drawn
+    ]
+    followed = [Followed(one.task, one.query, one.row, one.video, list(one.history)) for one in earlier] + added
+    rows = scores[[one.row for one in followed]]  # [q,V]
+    own = ranks(rows, torch.tensor([one.video for one in followed])).tolist()
+    best = rows.argsort(dim=1, descending=True, stable=True)[:, :TOP].tolist()
+    for one, rank, top in zip(followed, own, best, strict=True):
+        one.history.append(Moment(newest.task, rank, scores.shape[1], top))
     return followed
 
 

@@ -59,18 +59,15 @@ def chain(num_tasks: int, seed: int = 0) -> tuple[list[Followed], list[TaskGalle
     galleries: list[TaskGallery] = []
     for task in range(1, num_tasks + 1):
         galleries.append(gallery(task))
-        total = task * VIDEOS
-
-        def score(queries: list[str], total: int = total, task: int = task) -> Tensor:
-            return torch.stack([scores_of(query, total, task) for query in queries])
-
-        followed = follow(followed, list(galleries), score, num_tasks, seed)
+        queries = [query for one in galleries for query in one.queries]
+        scores = torch.stack([scores_of(query, task * VIDEOS, task) for query in queries])
+        followed = follow(followed, list(galleries), scores, num_tasks, seed)
     return followed, galleries
 
 
 def history(*found: bool, task: int = 1) -> Followed:
     moments = [Moment(task + index, 1 if hit else 99, 100, []) for index, hit in enumerate(found)]
-    return Followed(task, f"query {task} {found}", 0, moments)
+    return Followed(task, f"query {task} {found}", 0, 0, moments)
 
 
 def test_ranks_and_results_are_those_of_the_whole_gallery() -> None:
@@ -78,7 +75,7 @@ def test_ranks_and_results_are_those_of_the_whole_gallery() -> None:
     captions = [caption for one in galleries for caption in one.queries]
     assert len(followed) == 3 * VIDEOS  # as many as there are
     for one in followed:
-        assert captions[one.video] == one.query
+        assert captions[one.row] == captions[one.video] == one.query
         assert [moment.after for moment in one.history] == list(range(one.task, 4))
         for moment in one.history:
             scores = scores_of(one.query, moment.after * VIDEOS, moment.after)
@@ -101,7 +98,7 @@ def test_following_on_leaves_histories_as_they_were() -> None:
     followed, galleries = chain(2)
     before = [list(one.history) for one in followed]
     total = 3 * VIDEOS
-    after = follow(followed, [*galleries, gallery(3)], lambda queries: torch.zeros(len(queries), total), 2, 0)
+    after = follow(followed, [*galleries, gallery(3)], torch.zeros(total, total), 2, 0)
     assert [one.history for one in followed] == before
     assert [one.history[:-1] for one in after[: len(followed)]] == before
     assert {one.history[-1].rank for one in after} == {total}  # ties count against the query
