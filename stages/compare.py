@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
@@ -31,6 +32,12 @@ from structalign.log import log, progress_bar
 from structalign.report import check_same_data
 
 POLL_SECONDS = 5.0
+
+ABSENT = 6
+"""Looks at the queue in a row, at least half a minute, after which workers that nobody saw at work are missed."""
+
+RESTARTS = 3
+"""Times that workers are started again without any experiment's ending in between."""
 
 
 def read_study(name: str) -> dict[str, list[str]]:
@@ -75,26 +82,63 @@ def queue(experiments: dict[str, list[str]]) -> None:
 
 
 def run_queue(names: set[str], jobs: int) -> None:
-    """Start the workers and wait until no experiment of ours is queued or running."""
+    """Run the queue until none of our experiments waits or runs.
+
+    A worker ends by itself soon after the queue is empty, and one that is about to end may count as started; others
+    are killed, for want of memory. So workers are started again where there is work and nobody at it.
+
+    Raises
+    ------
+    UserError
+        Where they do not stay up.
+    """
+    start_workers(jobs)
+    absent = starts = 0
+    with progress_bar(len(names), "experiments", "run") as bar:
+        while True:
+            state = queue_state()
+            waiting = {name for name in names if state.experiments.get(name) in ("Queued", "Running")}
+            if len(names) - len(waiting) > bar.n:
+                starts = 0
+            bar.update(len(names) - len(waiting) - bar.n)
+            if not waiting:
+                return
+            absent = 0 if state.active else absent + 1
+            if absent == ABSENT:
+                if all(state.experiments[name] == "Running" for name in waiting):
+                    log.error(f"{', '.join(sorted(waiting))}: no worker is at it any more; it was killed")
+                    return
+                if starts == RESTARTS:
+                    raise UserError("the queue's workers do not stay up; `dvc queue start -v` may say why")
+                log.warning(f"{len(waiting)} experiments wait, and no worker is at them: starting the workers again")
+                start_workers(jobs)
+                absent, starts = 0, starts + 1
+            time.sleep(POLL_SECONDS)
+
+
+def start_workers(jobs: int) -> None:
+    """Start workers that take experiments from the queue, unless so many are up."""
     # Nothing is captured: the workers inherit the pipe, and reading it would wait for the last of them.
     started = subprocess.run(["dvc", "queue", "start", "--jobs", str(jobs)], stdout=subprocess.DEVNULL, check=False)
     if started.returncode != 0:
         raise UserError("cannot start the queue; `dvc queue start` says why")
-    with progress_bar(len(names), "experiments", "run") as bar:
-        while True:
-            status = queue_status()
-            waiting = {name for name in names if status.get(name) in ("Queued", "Running")}
-            bar.update(len(names) - len(waiting) - bar.n)
-            if not waiting:
-                return
-            time.sleep(POLL_SECONDS)
 
 
-def queue_status() -> dict[str, str]:
-    """Status of everything in the queue, by name."""
-    lines = [line.split() for line in dvc("queue", "status").stdout.splitlines()]
+class QueueState(NamedTuple):
+    """What `dvc queue status` says: the status of every experiment, by name, and how many workers are at one."""
+
+    experiments: dict[str, str]
+    active: int
+
+
+def queue_state() -> QueueState:
+    """Ask for the state of the queue."""
+    printed = dvc("queue", "status").stdout
+    lines = [line.split() for line in printed.splitlines()]
     states = ("Queued", "Running", "Success", "Failed")
-    return {words[1]: state for words in lines if len(words) > 2 for state in states if state in words[2:]}
+    experiments = {words[1]: state for words in lines if len(words) > 2 for state in states if state in words[2:]}
+    workers = re.search(r"Worker status: (\d+) active", printed)
+    return QueueState(experiments, int(workers[1]) if workers else 0)
 
 
 def collect(experiments: dict[str, tuple[str, int]]) -> tuple[pd.DataFrame, pd.DataFrame]:

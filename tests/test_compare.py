@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from stages.compare import write
+from stages import compare as stage
+from stages.compare import QueueState, queue_state, run_queue, write
 from structalign.compare import comparison_table, named_warnings, paired_difference
+from structalign.errors import UserError
 
 WARNING = "epoch picked on the test set"
 
@@ -56,3 +61,69 @@ def test_a_warning_names_the_runs_that_it_concerns(runs: pd.DataFrame, tmp_path:
     write(runs, curves, ["full", "less"], "full", tmp_path)
     assert (tmp_path / "table.md").read_text().endswith(f"\n\nless: {WARNING}.\n")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+# The queue
+
+QUEUED, RUNNING, DONE = ({"a": status} for status in ("Queued", "Running", "Success"))
+
+
+def starts_of_workers(monkeypatch: pytest.MonkeyPatch, states: Iterable[QueueState]) -> list[int]:
+    """Let a queue go through these states without waiting; a list that tells when workers were started."""
+    starts: list[int] = []
+    looks = 0
+
+    def look() -> Iterator[QueueState]:
+        nonlocal looks
+        for state in states:
+            looks += 1
+            yield state
+
+    looking = look()
+    monkeypatch.setattr(stage, "queue_state", lambda: next(looking))
+    monkeypatch.setattr(stage, "start_workers", lambda jobs: starts.append(looks))
+    monkeypatch.setattr(stage.time, "sleep", lambda seconds: None)
+    return starts
+
+
+def test_workers_that_ended_too_soon_are_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = [QueueState(QUEUED, 0)] * stage.ABSENT
+    starts = starts_of_workers(monkeypatch, [*absent, QueueState(RUNNING, 1), QueueState(DONE, 0)])
+    run_queue({"a"}, 1)
+    assert starts == [0, stage.ABSENT]
+
+
+def test_a_pause_between_two_experiments_is_no_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    pause = [QueueState(QUEUED, 0)] * (stage.ABSENT - 1)
+    states = [*pause, QueueState(QUEUED, 1), *pause, QueueState(RUNNING, 1), QueueState(DONE, 0)]
+    starts = starts_of_workers(monkeypatch, states)
+    run_queue({"a"}, 1)
+    assert starts == [0]
+
+
+def test_workers_that_do_not_stay_up_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = starts_of_workers(monkeypatch, itertools.repeat(QueueState(QUEUED, 0)))
+    with pytest.raises(UserError, match="do not stay up"):
+        run_queue({"a"}, 1)
+    assert len(starts) == 1 + stage.RESTARTS
+
+
+def test_an_experiment_killed_with_its_worker_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = starts_of_workers(monkeypatch, itertools.repeat(QueueState({**RUNNING, "b": "Success"}, 0)))
+    run_queue({"a", "b"}, 1)
+    assert starts == [0]
+
+
+def test_the_state_of_the_queue_is_read_from_what_dvc_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = (
+        "Task     Name    Created    Status\n"
+        "1a2b3c4  full-0  09:31 AM   Running\n"
+        "5d6e7f8  less-0  09:31 AM   Queued\n"
+        "9a8b7c6          Nov 20, 2026  Failed\n"
+        "\nWorker status: 1 active, 1 idle\n"
+    )
+    done = subprocess.CompletedProcess([], 0, stdout=printed)
+    monkeypatch.setattr(stage, "dvc", lambda *arguments: done)
+    state = queue_state()
+    assert state.active == 1
+    assert (state.experiments["full-0"], state.experiments["less-0"]) == ("Running", "Queued")
