@@ -6,7 +6,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ def machine() -> str:
 
 
 def in_turns(
-    variants: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+    variants: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
     """Seconds of each variant in each round, after one to warm up.
 

@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from structalign.ranking import Ranker
 
 WIDTH, WORDS = 512, 14
 CANDIDATES = 100
+Index = Literal["flat", "faiss"]
 TOPIC_SIZE = 50
 """Videos that share a topic."""
 
@@ -96,14 +97,14 @@ def load(path: Path) -> tuple[StoredWords, TaskGallery]:
     return StoredWords(stored["words"]), gallery
 
 
-def evaluation(rerank: int | None, index: str) -> EvaluateConfig:
+def evaluation(rerank: int | None, index: Index) -> EvaluateConfig:
     return EvaluateConfig(batch_size=1, drift_videos=0, rerank=rerank, index=index)
 
 
 SIMILARITY = SimilarityConfig(pooling="max", alpha=0.5)
 
 
-def measure_growth(path: Path, rerank: int | None, index: str) -> dict[str, Any]:
+def measure_growth(path: Path, rerank: int | None, index: Index) -> dict[str, Any]:
     """Preparation, time per query (median over three runs) and memory of one way of ranking."""
     retriever, gallery = load(path)
     seconds = []
@@ -125,8 +126,8 @@ def measure_recall(path: Path) -> list[dict[str, Any]]:
     target = torch.tensor(gallery.target)
     full = Ranker(retriever, [gallery], SIMILARITY).scores(gallery.queries)  # type: ignore[arg-type]
     best = full.topk(10, dim=1).indices
-    rows = [{"way": "full", "same": 100.0, **metrics.recall(full, target)}]
-    for index in ("flat", "faiss"):
+    rows: list[dict[str, Any]] = [{"way": "full", "same": 100.0, **metrics.recall(full, target)}]
+    for index in get_args(Index):
         ranker = Ranker(retriever, [gallery], SIMILARITY, evaluation(1, index))  # type: ignore[arg-type]
         for candidates in (10, 30, 100, 300):
             ranker.candidates = candidates
@@ -159,7 +160,7 @@ def apart(measurement: str, path: Path, *arguments: object) -> Any:
 def growth(folder: Path, largest: int) -> None:
     print("videos     frames  way        queries  prepare s  ms/query  MB above   R@1  R@10")
     full, flat, faiss = (None, "flat"), (CANDIDATES, "flat"), (CANDIDATES, "faiss")
-    plans = [
+    plans: list[tuple[int, int, int, list[tuple[int | None, str]]]] = [
         (1_000, 12, 64, [full, flat, faiss]),
         (10_000, 12, 64, [full, flat, faiss]),
         (100_000, 12, 8, [full, flat, faiss]),

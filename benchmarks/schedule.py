@@ -99,7 +99,8 @@ def random_clip(name: str) -> None:
 def run(config: Config, args: argparse.Namespace) -> None:
     """All tasks, one after the other; print what each took."""
     random_clip(args.clip)
-    checkpoint, galleries, steps = Checkpoint(), [], 0
+    checkpoint, steps = Checkpoint(), 0
+    galleries: list[TaskGallery] = []
     start = time.perf_counter()
     for task in range(1, config.K + 1):
         learner = Learner(config, CATEGORIES * config.K, checkpoint)

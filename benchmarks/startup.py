@@ -42,8 +42,8 @@ def heaviest_imports(stage: str, count: int) -> list[tuple[str, float]]:
     lines = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True, cwd=STAGES.parent).stderr
     spent: Counter[str] = Counter()
     for own, name in re.findall(r"import time:\s+(\d+) \|\s+\d+ \| +(\S+)", lines):
-        spent[name.split(".")[0]] += int(own) / 1e6
-    return [(name, seconds / spent.total()) for name, seconds in spent.most_common(count)]
+        spent[name.split(".")[0]] += int(own)
+    return [(name, microseconds / spent.total()) for name, microseconds in spent.most_common(count)]
 
 
 def main() -> None:

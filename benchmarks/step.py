@@ -7,8 +7,8 @@
 A step is what training does with a batch that is on the device: losses, gradients, clipping, optimizer. Variants take
 turns within each round, so that a slower or faster moment of the machine meets all of them. FLOPs are those of matrix
 products, attention and convolutions. The peak is what one large matrix product reaches on this device in the same
-precision, or what `--peak` says. On the CPU, processor time counts (summed over
-threads), so that other work on the machine does not.
+precision, or what `--peak` says. On the CPU, processor time counts (summed over threads), so that other work on the
+machine does not.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def build(config: Config, setting: Setting) -> dict[str, Callable[[], None]]:
     batch = random_batch(retriever, setting)
     methods = {name: variant(config, weights, retriever, teacher) for name, weights in VARIANTS.items()}
     groups = [group for method in methods.values() for group in method.parameter_groups()]
-    weights = list({id(weight): weight for group in groups for weight in group["params"]}.values())
+    trained: list[nn.Parameter] = [weight for group in groups for weight in group["params"]]
+    weights = list(dict.fromkeys(trained))
     fused = setting.device.type == "cuda"
     optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=fused)
 

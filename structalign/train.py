@@ -105,7 +105,7 @@ class Trainer:
         self.settings: TrainConfig = config.train
         self.device = next(method.retriever.parameters()).device
         groups = method.parameter_groups()
-        self.weights = [weight for group in groups for weight in group["params"]]  # type: ignore[attr-defined]
+        self.weights = [weight for group in groups for weight in group["params"]]
         self.optimizer = torch.optim.AdamW(
             groups, eps=self.settings.eps, weight_decay=self.settings.weight_decay, fused=self.device.type == "cuda"
         )

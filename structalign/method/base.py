@@ -136,7 +136,7 @@ class Method:
         """
         raise TypeError(f"{type(self).__name__} has nothing to train")
 
-    def parameter_groups(self) -> list[dict[str, object]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters in groups for the optimizer, each with its name and learning rate."""
         return []
 
@@ -169,7 +169,7 @@ class Method:
 class AdapterMethod(Method):
     """A method that trains adapters, with separate rates for attention and for scalars."""
 
-    def parameter_groups(self) -> list[dict[str, object]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """One rate in task 1; from task 2 on, one for attention adapters and one for scalars and prototypes."""
         train = self.config.train
         attention, scalars = self.retriever.parameter_groups()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ class Finetune(Method):
 
     trains_clip: ClassVar[bool] = True
 
-    def parameter_groups(self) -> list[dict[str, object]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """Put every trained weight into one group."""
         weights = [weight for weight in self.retriever.parameters() if weight.requires_grad]
         return [{"name": "clip", "params": weights, "lr": self.config.train.lr_clip}]

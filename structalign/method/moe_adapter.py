@@ -31,7 +31,7 @@ class MoEAdapter(AdapterMethod):
         scl = contrastive(text, video, self.retriever.log_scale)
         return {"scl": scl, "total": scl}
 
-    def parameter_groups(self) -> list[dict[str, object]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """The experts without weight decay: without a gradient, a frozen expert then keeps its very bits."""
         groups = super().parameter_groups()
         return [{**group, "weight_decay": 0.0} if group["name"] == "attention" else group for group in groups]

@@ -6,6 +6,8 @@ their prototypes and their memory of earlier classes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -58,7 +60,7 @@ class StructAlign(AdapterMethod):
         """Pseudo pairs of this epoch come from this generator."""
         self.generator = generator
 
-    def parameter_groups(self) -> list[dict[str, object]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """Those of the adapters; trained projections share the rate of the attention adapters."""
         groups = super().parameter_groups()
         if self.prototypes is not None and self.config.etf.train_projections:
