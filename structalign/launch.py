@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from structalign.distributed import RankLost
+from structalign.distributed import RankLost, together
 from structalign.errors import UserError
 from structalign.log import configure, log
 from structalign.workers import end_with_parent
@@ -89,13 +89,14 @@ def _process_group(number: int, count: int, device: torch.device, folder: str) -
     """Meet the other ranks through a file, so that no port is open to others or taken already."""
     if device.type == "cuda":
         torch.cuda.set_device(number)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=dist.FileStore(str(Path(folder) / "store"), count),
-        rank=number,
-        world_size=count,
-        timeout=_PATIENCE,
-    )
+    with together():  # a rank may be gone before all have met
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=dist.FileStore(str(Path(folder) / "store"), count),
+            rank=number,
+            world_size=count,
+            timeout=_PATIENCE,
+        )
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from stages.run import errors_in_one_line
 from structalign import distributed, launch
 from structalign.errors import UserError
 from structalign.log import configure
@@ -36,6 +37,6 @@ def stay(folder: str) -> None:
 if __name__ == "__main__":
     configure()
     launch._GRACE = 0.1
-    with launch.ranks(2, CPU, {"die": die, "stay": stay}[sys.argv[1]]):
+    with errors_in_one_line(debug=False), launch.ranks(2, CPU, {"die": die, "stay": stay}[sys.argv[1]]):
         Path("ready").touch()
         time.sleep(60)  # as a GPU's collective does that waits for a dead rank
