@@ -21,7 +21,10 @@ class Ranking:
     Attributes
     ----------
     scores : Tensor, shape (Q, V)
-        Higher is better. Queries and videos are those of the galleries, one task after the other.
+        Rank videos for a query; higher is better. Queries and videos are those of the galleries, one task after the
+        other.
+    video_scores : Tensor, shape (Q, V)
+        Rank queries for a video; higher is better.
     target : Tensor, shape (Q,)
         Column of each query's own video.
     query_task : Tensor, shape (Q,)
@@ -30,6 +33,7 @@ class Ranking:
     """
 
     scores: Tensor
+    video_scores: Tensor
     target: Tensor
     query_task: Tensor
     video_task: Tensor
@@ -55,8 +59,10 @@ def rank(
     """
     queries = [caption for gallery in galleries for caption in gallery.queries]
     offsets = _offsets([len(gallery.clips) for gallery in galleries])
+    scores, video_scores = Ranker(retriever, galleries, similarity, evaluate).scores_both_ways(queries)
     return Ranking(
-        scores=Ranker(retriever, galleries, similarity, evaluate).scores(queries),
+        scores=scores,
+        video_scores=video_scores,
         target=torch.cat(
             [torch.tensor(g.target, dtype=torch.long) + o for g, o in zip(galleries, offsets, strict=True)]
         ),
@@ -88,4 +94,4 @@ def recall_within_task(ranking: Ranking, task: int) -> dict[str, float]:
 
 def video_to_text(ranking: Ranking) -> dict[str, float]:
     """Recall of all seen videos as queries against all captions, in percent; the best-ranked caption counts."""
-    return metrics.video_to_text_recall(ranking.scores, ranking.target)
+    return metrics.video_to_text_recall(ranking.video_scores, ranking.target)

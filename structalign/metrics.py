@@ -99,7 +99,8 @@ def video_to_text_recall(similarity: Tensor, target: Tensor) -> dict[str, float]
     Parameters
     ----------
     similarity : Tensor, shape (Q, V)
-        Text-to-video scores; columns are the queries here.
+        Columns are the queries here, and only scores within a column are compared: none that was standardised over
+        videos will do.
     target : Tensor, shape (Q,), int64
         The video that each text describes. Videos without a text are left out.
     """

@@ -33,6 +33,9 @@ SAMPLE = 512
 _BLOCK = 2**24
 """Scores in a block of queries: 64 MB, and a few such blocks exist at a time."""
 
+_COLUMNS = 512
+"""Videos whose scores are standardised over the queries at a time."""
+
 _RERANK_BATCH = 64
 """Queries re-ranked at a time: their words are kept as every task reads them."""
 
@@ -47,6 +50,14 @@ class _Texts(NamedTuple):
     def one(self, number: int) -> _Texts:
         """One of them, as a block of its own."""
         return _Texts(*(part[number, None] for part in self))
+
+
+class _Block(NamedTuple):
+    """Scores of a block of queries with all videos."""
+
+    fused: Tensor  # [q,V], each row standardised over the videos
+    word_frame: Tensor | None  # [q,V], as they come; None where they are not all computed, or do not count
+    global_: Tensor  # [q,V], as they come
 
 
 class Ranker:
@@ -90,21 +101,43 @@ class Ranker:
         With `evaluate.index=faiss`, videos that the index does not return have -inf: they tie behind all others.
         """
         result = torch.empty(len(queries), self.size)
-        done = 0
-        for block in self.blocks(queries):
-            result[done : done + len(block)] = block
-            done += len(block)
+        for rows, block in self._blocks(queries):
+            result[rows] = block.fused
         return result
 
-    def blocks(self, queries: Sequence[str]) -> Iterator[Tensor]:
-        """Yield the rows of `scores` in order, a block (q, V) at a time."""
+    def scores_both_ways(self, queries: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Scores (Q, V) that rank videos for a query (those of `scores`), and others that rank queries for a video.
+
+        The latter are the same sums of z-scores, but taken over the queries that each video may find. In two stages
+        they are the global cosines alone: most word-frame scores are never computed.
+        """
+        fused, word_frame, global_ = (torch.empty(len(queries), self.size) for _ in range(3))
+        by_cosine = False
+        for rows, block in self._blocks(queries):
+            fused[rows], global_[rows] = block.fused, block.global_
+            if block.word_frame is None:
+                by_cosine = True
+            else:
+                word_frame[rows] = block.word_frame
+        if by_cosine:
+            return fused, global_
+        for videos in torch.arange(self.size).split(_COLUMNS):  # in place, because these matrices are large
+            columns = slice(int(videos[0]), int(videos[-1]) + 1)
+            over_texts = fuse(word_frame[:, columns].T, global_[:, columns].T, self.similarity.alpha)  # [v,Q]
+            word_frame[:, columns] = over_texts.T
+        return fused, word_frame
+
+    def _blocks(self, queries: Sequence[str]) -> Iterator[tuple[slice, _Block]]:
+        """Yield the scores of all queries in order, a block of rows at a time."""
         self.retriever.eval()
+        done = 0
         score = self._in_two_stages if self.two_stages else self._in_full
         rows = min(_RERANK_BATCH if self.two_stages else QUERY_BATCH, _BLOCK // max(1, self.size))
         for tokens in token_batches(self.retriever, queries, max(1, rows)):
             with torch.inference_mode():
                 block = score(tokens)
-            yield block
+            yield slice(done, done + len(tokens)), block
+            done += len(tokens)
 
     def _encode(self, tokens: Tensor) -> Iterator[_Texts]:
         """Encode queries as each gallery's task reads them; once, where all tasks read alike."""
@@ -119,8 +152,8 @@ class Ranker:
         """Word-frame scores (q, v) with videos (v, N, D)."""
         return word_frame_similarity(videos, texts.words, texts.mask, self.similarity.pooling).T
 
-    def _in_full(self, tokens: Tensor) -> Tensor:
-        """Fused scores (q, V), every video scored in both ways."""
+    def _in_full(self, tokens: Tensor) -> _Block:
+        """Score every video by its words and frames, and as a whole."""
         word_frame = torch.zeros(len(tokens), self.size, device=self.device)
         global_ = torch.zeros_like(word_frame)
         start = 0
@@ -132,10 +165,11 @@ class Ranker:
                 chunks = frame_chunks(gallery.frames, self.device)
                 word_frame[:, columns] = torch.cat([self._word_frame(videos, texts) for videos in chunks], dim=1)
             start += count
-        return fuse(word_frame, global_, self.similarity.alpha)
+        fused = fuse(word_frame, global_, self.similarity.alpha)
+        return _Block(fused, word_frame if self.similarity.alpha > 0 else None, global_)
 
-    def _in_two_stages(self, tokens: Tensor) -> Tensor:
-        """Scores (q, V): fused ones for each query's candidates, and those of all other videos below."""
+    def _in_two_stages(self, tokens: Tensor) -> _Block:
+        """Fused scores for each query's candidates, and those of all other videos below."""
         texts = list(self._encode(tokens))
         pairs = zip(self.indexes, texts, strict=True)
         cosine = torch.cat([index.scores(part.global_, self.candidates) for index, part in pairs], dim=1)  # [q,V]
@@ -148,7 +182,7 @@ class Ranker:
             over = sample[0][number], row if self.indexes[0].exact else sample[1][number]
             fused = fuse(word_frame, global_, self.similarity.alpha, over)[0]
             rows.append(_merge(standardise(row, over[1]), places, fused))
-        return torch.stack(rows)
+        return _Block(torch.stack(rows), None, cosine)
 
     def _score(self, places: Tensor, texts: list[_Texts]) -> tuple[Tensor, Tensor]:
         """Word-frame scores and global cosines, each (q, m), with the videos at `places` (m,), which ascend."""

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from structalign import index, metrics, ranking
 from structalign.config import EvaluateConfig, SimilarityConfig
 from structalign.errors import UserError
-from structalign.evaluate import rank, recall_over_all, recall_within_task
+from structalign.evaluate import rank, recall_over_all, recall_within_task, video_to_text
 from structalign.gallery import TaskGallery
 from structalign.method.similarity import fuse, word_frame_similarity
 from structalign.ranking import Ranker
@@ -100,6 +100,20 @@ def test_chunks_of_videos_and_queries_change_no_score(
     ranked = rank(retriever, galleries, similarity(alpha))  # type: ignore[arg-type]
     torch.testing.assert_close(ranked.scores, expected, rtol=0, atol=1e-5)
     assert recall_over_all(ranked) == metrics.recall(expected, ranked.target)
+    word_frame, global_ = plain(retriever, galleries, queries)
+    of_videos = fuse(word_frame.T, global_.T, alpha).T if alpha else global_
+    torch.testing.assert_close(ranked.video_scores, of_videos, rtol=0, atol=1e-5)
+    assert video_to_text(ranked) == metrics.video_to_text_recall(of_videos, ranked.target)
+
+
+@pytest.mark.parametrize("rerank", [None, 12])
+def test_videos_find_texts_by_the_plain_cosine_where_nothing_else_counts(rerank: int | None) -> None:
+    # Of scores standardised per text, as they rank videos, each caption's would have a shift and a scale of its own.
+    retriever, galleries = stored(queries=60)
+    ranked = rank(retriever, galleries, similarity(0.5 if rerank else 0.0), evaluation(rerank))  # type: ignore[arg-type]
+    _, cosine = plain(retriever, galleries, queries_of(galleries))
+    assert video_to_text(ranked) == metrics.video_to_text_recall(cosine, ranked.target)
+    assert video_to_text(ranked) != metrics.video_to_text_recall(ranked.scores, ranked.target)
 
 
 def test_recall_within_a_task_sees_its_own_queries_and_videos_alone() -> None:
