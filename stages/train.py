@@ -81,9 +81,18 @@ def _recall_on_test(
     config: Config, split: TaskSplit, store: FrameStore, learner: Learner, earlier: list[TaskGallery]
 ) -> float:
     """R@1 of all seen tasks' test queries: what `best_on_test` picks its epoch by."""
-    frames = learner.encode_clips(store, [sample.clip for sample in split.test])
-    galleries = [*earlier, TaskGallery.from_samples(split.task, split.test, frames)]
+    galleries = list(earlier)
+    for one in _judging(config, split):
+        frames = learner.encode_clips(store, [sample.clip for sample in one.test])
+        galleries.append(TaskGallery.from_samples(one.task, one.test, frames))
     return recall_over_all(rank(learner.retriever, galleries, config.similarity))["r1"]
+
+
+def _judging(config: Config, split: TaskSplit) -> list[TaskSplit]:
+    """Whose test queries join those of earlier tasks: this task's, or all where all are learnt at once."""
+    if config.method.name != "joint":
+        return [split]
+    return [read_task(Path(f"data/split/task-{task:02d}.json")) for task in range(1, config.K + 1)]
 
 
 def _write_cost(cost: Cost, device: torch.device, path: Path) -> None:

@@ -68,7 +68,8 @@ def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> f
 def autocast(precision: str, device: torch.device) -> torch.autocast | nullcontext[None]:
     """Mixed precision for `train.precision`: auto is bf16 on a GPU that has it, full precision elsewhere."""
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if gpu else "fp32"
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
@@ -133,13 +134,23 @@ class Trainer:
             bar.update(rows.step)
             for epoch in range(first, self.settings.epochs + 1):
                 self._epoch(epoch, rows, bar)
-                if self.validate is not None and best.stop(epoch, distributed.from_first(self.validate)):
+                if self.validate is not None and self._judge(epoch, best, self.validate):
                     log.info(f"task {self.task}: stopped after epoch {epoch}, best was epoch {best.epoch}")
                     break
                 self._save(epoch, rows, best, seconds + time.perf_counter() - start)
-        best.restore()
+        _put(self.weights, best.kept or self.method.kept() or [])
         seconds += time.perf_counter() - start
         return Cost(seconds, rows.step, self.method.trained_parameters())
+
+    def _judge(self, epoch: int, best: _BestEpoch, validate: Callable[[], float]) -> bool:
+        """Score the weights that would be kept now; return whether to stop."""
+        kept, last = self.method.kept(), []
+        if kept is not None:
+            last = [weight.detach().clone() for weight in self.weights]
+            _put(self.weights, kept)
+        stop = best.stop(epoch, distributed.from_first(validate))
+        _put(self.weights, last)
+        return stop
 
     def _save(self, epoch: int, rows: LossCurve, best: _BestEpoch, seconds: float) -> None:
         """Note everything that the rest of the training depends on; random states follow from the epoch."""
@@ -204,7 +215,15 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.weights, self.settings.clip_norm)
         self.optimizer.step()
         self.schedule.step()
+        self.method.finish_step()
         return {name: value.detach() for name, value in terms.items()}
+
+
+@torch.no_grad()
+def _put(weights: list[Tensor], values: list[Tensor]) -> None:
+    """Copy values into weights, if there are any."""
+    for weight, value in zip(weights, values, strict=bool(values)):
+        weight.copy_(value)
 
 
 class _BestEpoch:
@@ -220,12 +239,6 @@ class _BestEpoch:
             self.epoch, self.score = epoch, score
             self.kept = [weight.detach().clone() for weight in self.weights]
         return epoch >= self.min_epochs and epoch - self.epoch >= self.patience
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the best epoch's weights back; nothing happens where no epoch was ever judged."""
-        for weight, kept in zip(self.weights, self.kept, strict=False):
-            weight.copy_(kept)
 
     def state(self) -> dict[str, object]:
         return {"epoch": self.epoch, "score": self.score, "kept": self.kept}

@@ -129,6 +129,16 @@ class Method:
     def finish_epoch(self) -> None:
         """Bring together what each device noted of its own share during the epoch."""
 
+    def finish_step(self) -> None:
+        """Look at the weights that an optimizer step led to."""
+
+    def kept(self) -> list[Tensor] | None:
+        """Weights that an epoch is judged by and that training ends with, in the order of `parameter_groups`.
+
+        None: the trained ones themselves.
+        """
+        return None
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the terms of the loss by name; `total` is the one to minimise.
 

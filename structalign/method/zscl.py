@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from structalign.method.base import Batch, Teacher, TrainingFeatures
+from structalign.method.base import Teacher
 from structalign.method.lwf import LwF
 from structalign.model.retriever import Retriever
 
@@ -32,11 +32,14 @@ class ZSCL(LwF):
     def _trained(self) -> list[Tensor]:
         return [weight for weight in self.retriever.parameters() if weight.requires_grad]
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Update the running average with the weights that this step starts from, then compute the terms."""
+    def finish_step(self) -> None:
+        """Update the running average with the weights that the step led to."""
         self.count += 1
         torch._foreach_lerp_(self.average, [weight.detach() for weight in self._trained()], 1 / self.count)
-        return super().loss(batch)
+
+    def kept(self) -> list[Tensor]:
+        """The average, in place of the last weights."""
+        return self.average
 
     def training_state(self) -> dict[str, Any]:
         """The running average and how many weights it holds."""
@@ -46,9 +49,3 @@ class ZSCL(LwF):
         """Take the running average up again."""
         self.count = state["count"]
         self.average = [average.to(weight) for average, weight in zip(state["average"], self._trained(), strict=True)]
-
-    @torch.no_grad()
-    def finish_task(self, features: TrainingFeatures | None) -> None:
-        """Keep the average in place of the last weights."""
-        for weight, average in zip(self._trained(), self.average, strict=True):
-            weight.copy_(average)
