@@ -183,6 +183,9 @@ class LossConfig(_Section):
     temperature: Rate
     """Temperature of relation preservation and of distillation."""
     pseudo_weight: Weight
+    """Weight of the term that contrasts pseudo pairs of old classes with the batch."""
+    pseudo_etf: bool
+    """Whether pseudo pairs of old classes join the ETF term as well."""
     pseudo_balanced: bool
     """True: old classes are drawn alike. False: in proportion to their training samples."""
     distill_weight: Weight
@@ -190,7 +193,7 @@ class LossConfig(_Section):
     cross_task_weight: Fraction
     """Share b of stablefusion's cross-task term: (1 - b) * SCL + b * CE."""
     same_video: Literal["negative", "masked", "positive"]
-    """What two captions of one video are to each other within a batch."""
+    """What two captions of one video are to each other within a batch, in every contrastive term of any method."""
 
 
 class MethodConfig(_Section):

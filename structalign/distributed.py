@@ -34,6 +34,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the CPU; a GPU takes it while it is still at earlier work."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def num_ranks(devices: int | Literal["auto"], device: str, batch_size: int) -> int:
     """Resolve `train.devices`: auto takes every visible GPU, and one process on the CPU or on a GPU named by number.
 

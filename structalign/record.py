@@ -171,5 +171,6 @@ def class_geometry(features: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     for modality in ("text", "video"):
         means = features.get(f"{modality}/aligned", features.get(f"{modality}/current"))
         if means is not None and len(means) > 1:
-            result[modality] = geometry(means)
+            prototypes = features.get("prototypes") if f"{modality}/aligned" in features else None
+            result[modality] = geometry(means, prototypes=prototypes)
     return result

@@ -295,6 +295,33 @@ def test_bfloat16_trains_and_stays_close(vision: str, text: str) -> None:
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
+def test_a_small_share_of_the_neighbours_survives_half_precision() -> None:
+    retriever = small_retriever("frame_fusion", "none")
+    fusions = [module for module in retriever.modules() if isinstance(module, FrameFusionAttention)]
+    pixels, _ = batch()
+
+    def effect(precise: bool) -> Tensor:
+        results = []
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+            for share in (0.0, 1e-3):
+                for fusion in fusions:
+                    fusion.share.fill_(share)
+                results.append(attention_of(fusions[0], pixels))
+        return results[1] - results[0]
+
+    exact, rough = effect(precise=True), effect(precise=False)
+    assert torch.cosine_similarity(exact.flatten(), rough.flatten(), dim=0) > 0.95
+    assert rough.norm() / exact.norm() == pytest.approx(1, abs=0.1)
+
+
+def attention_of(fusion: FrameFusionAttention, pixels: Tensor) -> Tensor:
+    """What a block's attention gives for some tokens of neighbouring frames."""
+    fusion.context.num_frames = pixels.shape[1]
+    source = torch.Generator().manual_seed(1)
+    tokens = torch.randn(pixels.shape[0] * pixels.shape[1], 5, fusion.base.embed_dim, generator=source)
+    return fusion(tokens, tokens, tokens)[0].float()
+
+
 @pytest.mark.parametrize(("vision", "text"), PAIRS)
 def test_permuting_a_batch_permutes_its_features(vision: str, text: str) -> None:
     retriever = trained_retriever(vision=vision, text=text)

@@ -207,9 +207,30 @@ def test_pseudo_contrastive_shares_nothing_between_pseudo_pairs_and_videos(batch
 
 def test_large_logits_keep_their_precision_under_autocast(batch: dict[str, Tensor]) -> None:
     text, video = batch["pseudo_text"].float(), batch["pseudo_video"].float()
-    expected = losses.contrastive(text, video, 4.6)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert float(losses.contrastive(text, video, 4.6)) == pytest.approx(float(expected), rel=1e-5)
+    for compute in (
+        lambda: losses.contrastive(text, video, 4.6),
+        lambda: losses.cross_task(text, video, text[:1], 4.6),
+        lambda: losses.scaled_cosines(text, video, 4.6).sum(),
+    ):
+        expected = compute()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert float(compute()) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("same_video", ["negative", "masked", "positive"])
+def test_stored_videos_are_negatives_of_every_text(batch: dict[str, Tensor], same_video: str) -> None:
+    text, video = losses.pool_words(batch["words"], batch["mask"]), losses.pool_frames(batch["frames"])
+    stored = normalize(batch["pseudo_video"], dim=-1)
+    logits = math.exp(SCALE) * text @ torch.cat([video, stored]).T  # [B,B+P]
+    same = VIDEO[:, None] == torch.cat([VIDEO, torch.full((P,), -1)])
+    own = torch.eye(B, B + P, dtype=torch.float64)
+    target = same / same.sum(1, keepdim=True) if same_video == "positive" else own
+    if same_video == "masked":
+        logits = logits.masked_fill(same & (own == 0), -math.inf)
+        expected = cross_entropy(logits, torch.arange(B))
+    else:
+        expected = cross_entropy(logits, target)
+    torch.testing.assert_close(losses.cross_task(5 * text, video, stored, SCALE, same_video, VIDEO), expected)
 
 
 def test_contrastive_normalises(batch: dict[str, Tensor]) -> None:

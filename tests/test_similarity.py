@@ -154,6 +154,14 @@ def test_half_precision_gives_full_precision_scores() -> None:
     torch.testing.assert_close(ours.double(), word_frame_similarity(frames, words, mask), rtol=0, atol=0.02)
 
 
+def test_the_best_frame_is_found_in_full_precision_under_autocast() -> None:
+    frames, words, mask = (part.float() if part.is_floating_point() else part for part in features())
+    frames = frames[:, :1] + 0.01 * frames  # neighbouring frames: closer than half precision tells apart
+    expected = word_frame_similarity(frames, words, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(word_frame_similarity(frames, words, mask), expected, rtol=0, atol=1e-6)
+
+
 def test_unknown_pooling_is_named() -> None:
     with pytest.raises(UserError, match=r"similarity.pooling = 'mean'"):
         word_frame_similarity(*features(), pooling="mean")

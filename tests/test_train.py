@@ -29,7 +29,9 @@ from structalign.evaluate import rank, recall_within_task
 from structalign.gallery import TaskGallery
 from structalign.learner import Learner
 from structalign.method.base import AdapterMethod, Batch, Method
+from structalign.method.memory import PrototypeMemory
 from structalign.method.registry import CLASSES, build_method, method_class
+from structalign.method.structalign import StructAlign
 from structalign.model.backbone import CLIP_LOG_SCALE, ClipInfo, save_clip, text_tower
 from structalign.model.retriever import Retriever
 from structalign.resume import ResumeFile
@@ -145,6 +147,80 @@ def test_terms_of_structalign_come_and_go_with_their_weights(tmp_path: Path) -> 
     rows = curve_of(tmp_path / "loss.csv")
     assert all(row["total"] == row["scl"] and not row["crp"] and not row["etf"] for row in rows)
     assert method.state().keys() == {"classes", "counts", "text_means", "text_radii", "video_means", "video_radii"}
+
+
+def test_pseudo_pairs_can_be_left_out_of_each_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms: dict[tuple[float, bool], dict[str, str]] = {}
+    drawn: dict[tuple[float, bool], int] = {}
+    plain = PrototypeMemory.draw
+    for weight, joining in ((0.5, True), (0.5, False), (0.0, True), (0.0, False)):
+        config = config_for("structalign", loss={"pseudo_weight": weight, "pseudo_etf": joining})
+        method, data = start(config, 2)
+        assert isinstance(method, StructAlign)
+        old = torch.arange(4).repeat_interleave(3)
+        text, video = normalize(torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(5)), dim=-1)
+        method.memory = method.memory.add(text, old, video, old)
+        calls: list[int] = []
+
+        def draw(memory: PrototypeMemory, count: int, *rest: Any, calls: list[int] = calls, **keys: Any) -> Any:
+            calls.append(count)
+            return plain(memory, count, *rest, **keys)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PrototypeMemory, "draw", draw)
+            Trainer(method, data, config, 2).run(tmp_path / "loss.csv")
+        terms[weight, joining] = curve_of(tmp_path / "loss.csv")[0]
+        drawn[weight, joining] = len(calls)
+        assert method.needs_features(1, 2) == bool(weight or joining)
+    assert drawn[0.0, False] == 0
+    assert {bool(row["pseudo"]) for (weight, _), row in terms.items() if weight} == {True}
+    assert {bool(row["pseudo"]) for (weight, _), row in terms.items() if not weight} == {False}
+    for weight in (0.5, 0.0):  # the pairs' own distance from their prototypes comes on top
+        assert float(terms[weight, True]["etf"]) > float(terms[weight, False]["etf"]) + 0.5
+
+
+@pytest.mark.parametrize("name", sorted(set(TRAINED) - {"joint"}))
+def test_what_captions_of_one_video_are_to_each_other_matters_to_every_method(tmp_path: Path, name: str) -> None:
+    curves = set()
+    for choice in ("negative", "masked", "positive"):
+        config = config_for(name, loss={"same_video": choice}, train={"epochs": 1})
+        method, data = start(config, 2)
+        Trainer(method, data, config, 2).run(tmp_path / "loss.csv")
+        curves.add((tmp_path / "loss.csv").read_text())
+    assert len(curves) == 3
+
+
+def test_zscl_keeps_the_mean_of_all_weights_from_the_start_to_the_last_step(tmp_path: Path) -> None:
+    config = config_for("zscl", train={"epochs": 1})
+    method, data = start(config, 1)
+    trainer = Trainer(method, data, config, 1)
+    passed = [[weight.detach().double().clone() for weight in trainer.weights]]
+    trainer.optimizer.register_step_post_hook(
+        lambda *_: passed.append([weight.detach().double().clone() for weight in trainer.weights])
+    )
+    trainer.run(tmp_path / "loss.csv")
+    assert len(passed) == 4
+    for weight, *stages in zip(trainer.weights, *passed, strict=True):
+        torch.testing.assert_close(weight.double(), torch.stack(stages).mean(0), rtol=0, atol=1e-6)
+
+
+def test_zscl_judges_and_keeps_the_mean(tmp_path: Path) -> None:
+    config = config_for("zscl", train={"min_epochs": 1, "patience": 9, "epochs": 3})
+    method, data = start(config, 1)
+    scores, seen = iter([10.0, 30.0, 20.0]), []
+
+    def validate() -> float:
+        seen.append(weights_of(method))
+        return next(scores)
+
+    Trainer(method, data, config, 1, validate).run(tmp_path / "loss.csv")
+    method.finish_task(None)
+    kept = weights_of(method)
+    assert all(torch.equal(kept[name], seen[1][name]) for name in kept)
+    method, data = start(config_for("zscl", train={"epochs": 3}), 1)
+    Trainer(method, data, config, 1).run(tmp_path / "last.csv")
+    last = weights_of(method)
+    assert all(torch.equal(last[name], seen[2][name]) for name in last)
 
 
 class Plain(AdapterMethod):

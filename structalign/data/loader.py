@@ -69,7 +69,7 @@ def test_pixels(frames: Tensor, size: int) -> Tensor:
     scale = size / min(height, width)
     resized = _resize(frames, (max(size, round(height * scale)), max(size, round(width * scale))))
     top, left = (resized.shape[-2] - size) // 2, (resized.shape[-1] - size) // 2
-    return resized[..., top : top + size, left : left + size]
+    return _as_bytes(resized[..., top : top + size, left : left + size])
 
 
 def train_pixels(frames: Tensor, size: int, generator: torch.Generator, crop_scale: float, flip: bool) -> Tensor:
@@ -89,7 +89,7 @@ def train_pixels(frames: Tensor, size: int, generator: torch.Generator, crop_sca
     -------
     Tensor, shape (N, 3, size, size), uint8
     """
-    return _augment(frames, size, _draw_view(frames, generator, crop_scale), flip)
+    return _as_bytes(_augment(frames, size, _draw_view(frames, generator, crop_scale), flip))
 
 
 class _View(NamedTuple):
@@ -129,13 +129,16 @@ def _crop_box(height: int, width: int, generator: torch.Generator, smallest: flo
 
 
 def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize bytes; a GPU resizes floats only, and returns them for `_as_bytes`."""
+    frames = frames if frames.device.type == "cpu" else frames.float()
     if tuple(frames.shape[-2:]) == size:
         return frames
-    if frames.device.type == "cpu":
-        return interpolate(frames, size, mode="bicubic", antialias=True)
-    # A GPU resizes floats only. Rounded, they are what the CPU gives, but for overshoots between its two passes.
-    resized = interpolate(frames.float(), size, mode="bicubic", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+    return interpolate(frames, size, mode="bicubic", antialias=True)
+
+
+def _as_bytes(frames: Tensor) -> Tensor:
+    """Round what a GPU resized: what the CPU gives, but for overshoots between its two passes."""
+    return frames if frames.dtype == torch.uint8 else frames.round().clamp(0, 255).to(torch.uint8)
 
 
 def test_batches(
@@ -211,7 +214,7 @@ class TrainingSet:
         views = [_draw_view(self.frames[video], generator, train.crop_scale) for video in videos]
         own = [(self.frames[videos[place]], views[place]) for place in distributed.share(len(videos))]
         seen = [_augment(frames.to(device), self.size, view, train.flip) for frames, view in own]
-        return torch.stack(seen)
+        return _as_bytes(torch.stack(seen))
 
     def _move_to(self, device: torch.device) -> None:
         """Keep the frames where they are augmented, if there is room; otherwise each batch takes its own there."""

@@ -29,7 +29,7 @@ def simplex_etf(num_classes: int, dim: int, seed: int = 0, construction: Constru
     num_classes : int
         C, at least 2. It may exceed the number of categories.
     dim : int
-        D, at least C - 1 for `exact`: fewer dimensions have no room for the frame.
+        D, at least C - 1: fewer dimensions have no room for the frame that `random` comes near to as well.
     seed : int
     construction : {"exact", "random"}
 

@@ -24,5 +24,5 @@ class Finetune(Method):
         """Contrast the batch's global text and video features, each (B, D)."""
         _, _, text = joint_text(self.retriever, batch.tokens, self.task)
         _, video = joint_video(self.retriever, batch)
-        scl = contrastive(text, video, self.retriever.log_scale)
+        scl = contrastive(text, video, self.retriever.log_scale, self.config.loss.same_video, batch.video)
         return {"scl": scl, "total": scl}

@@ -10,9 +10,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, normalize
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, normalize, pad
 
 from structalign.method.etf import Projection, pool_to_prototype, projection_weight
+from structalign.method.similarity import full_precision
 
 SameVideo = Literal["negative", "masked", "positive"]
 
@@ -167,32 +168,70 @@ def pseudo_contrastive(
     return _symmetric(_inner_products(videos, texts, log_scale), same_video, video)
 
 
-def contrastive(text: Tensor, video: Tensor, log_scale: Tensor | float) -> Tensor:
-    """Symmetric contrastive loss of global features (B, D): rows plus columns, on cosines."""
-    return _symmetric(_inner_products(normalize(video, dim=-1), normalize(text, dim=-1), log_scale))
+def contrastive(
+    text: Tensor,
+    video: Tensor,
+    log_scale: Tensor | float,
+    same_video: SameVideo = "negative",
+    which: Tensor | None = None,
+) -> Tensor:
+    """Symmetric contrastive loss of global features (B, D): rows plus columns, on cosines.
+
+    `which` (B,) says which video each pair shows, as `video` does in `scl`.
+    """
+    logits = _inner_products(normalize(video, dim=-1), normalize(text, dim=-1), log_scale)
+    return _symmetric(logits, same_video, which)
+
+
+def cross_task(
+    text: Tensor,
+    video: Tensor,
+    stored: Tensor,
+    log_scale: Tensor | float,
+    same_video: SameVideo = "negative",
+    which: Tensor | None = None,
+) -> Tensor:
+    """Let texts (B, D) find their videos (B, D) among stored ones (S, D) as well (METHOD.md, section 7).
+
+    `stored` are of unit length; `same_video` and `which` as in `contrastive`.
+    """
+    gallery = torch.cat([normalize(video, dim=-1), stored.to(video)])  # [B+S,D]
+    logits = scaled_cosines(normalize(text, dim=-1), gallery, log_scale)  # [B,B+S]
+    return _one_way(logits, same_video, which)
+
+
+def scaled_cosines(ours: Tensor, theirs: Tensor, log_scale: Tensor | float) -> Tensor:
+    """Cosines (A, B) of features of unit length, (A, D) and (B, D), times exp(log_scale), in full precision."""
+    with full_precision(ours.device):
+        dtype = torch.promote_types(ours.dtype, torch.float32)
+        return _scale(log_scale) * ours.to(dtype) @ theirs.to(dtype).T
 
 
 def _inner_products(video: Tensor, text: Tensor, log_scale: Tensor | float) -> Tensor:
-    # Logits reach hundreds, where bfloat16 counts in whole numbers: this small product is worth full precision.
-    with torch.autocast(video.device.type, enabled=False):
+    with full_precision(video.device):
         dtype = torch.promote_types(video.dtype, torch.float32)
         return video.to(dtype) @ text.to(dtype).T * _scale(log_scale)
 
 
 def _symmetric(logits: Tensor, same_video: SameVideo = "negative", video: Tensor | None = None) -> Tensor:
     """Cross-entropy of the diagonal over rows plus over columns; `same_video` and `video` as in `scl`."""
+    return _one_way(logits, same_video, video) + _one_way(logits.T, same_video, video)
+
+
+def _one_way(logits: Tensor, same_video: SameVideo, video: Tensor | None) -> Tensor:
+    """Cross-entropy over rows (B, B + S) of B pairs on the diagonal; the other S columns are other videos."""
     if same_video not in ("negative", "masked", "positive"):
         raise ValueError(f"same_video = {same_video!r}: must be negative, masked or positive")
     target = torch.arange(len(logits), device=logits.device)
     if same_video != "negative":
         if video is None:
             raise ValueError(f"same_video = {same_video!r} needs to know which video each pair shows")
-        same = video[:, None] == video  # [B,B]; symmetric, so that rows and columns have the same targets
+        same = pad(video[:, None] == video, (0, logits.shape[1] - len(logits)))  # [B,B+S]
         if same_video == "masked":
             logits = logits.masked_fill(same.fill_diagonal_(False), -math.inf)
         else:
-            target = same / same.sum(dim=1, keepdim=True).to(logits.dtype)  # [B,B], rows sum to 1
-    return cross_entropy(logits, target) + cross_entropy(logits.T, target)
+            target = same / same.sum(dim=1, keepdim=True).to(logits.dtype)  # [B,B+S], rows sum to 1
+    return cross_entropy(logits, target)
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from structalign.method.base import Batch, Teacher, joint_text, joint_video
 from structalign.method.finetune import Finetune
-from structalign.method.losses import contrastive, distillation
+from structalign.method.losses import contrastive, distillation, scaled_cosines
 from structalign.model.retriever import Retriever
 
 
@@ -27,7 +27,7 @@ class LwF(Finetune):
         """Compute scl, distill and their total for a batch of B pairs."""
         _, _, text = joint_text(self.retriever, batch.tokens, self.task)  # [B,D]
         _, video = joint_video(self.retriever, batch)  # [B,D]
-        scl = contrastive(text, video, self.retriever.log_scale)
+        scl = contrastive(text, video, self.retriever.log_scale, self.config.loss.same_video, batch.video)
         if self.teacher is None:
             return {"scl": scl, "total": scl}
         distill = self._distill(self.teacher, batch, video)
@@ -39,8 +39,7 @@ class LwF(Finetune):
             _, _, text = joint_text(teacher, self.reference_tokens(batch), max(1, self.task - 1))
             _, taught = joint_video(teacher, batch)
         text, taught = text.clone(), taught.clone()  # what autograd may keep: inference tensors it refuses
-        scale = self.retriever.log_scale.exp()
         text = normalize(text, dim=-1)  # [B,D]
-        student = scale * normalize(video, dim=-1) @ text.T  # [B,B]
-        target = scale * normalize(taught, dim=-1) @ text.T  # [B,B]
+        student = scaled_cosines(normalize(video, dim=-1), text, self.retriever.log_scale)  # [B,B]
+        target = scaled_cosines(normalize(taught, dim=-1), text, self.retriever.log_scale)  # [B,B]
         return distillation(student, target, self.config.loss.temperature)

@@ -70,8 +70,10 @@ def word_frame_similarity(
     (videos, num_frames, _), (texts, num_words, _) = frames.shape, words.shape
     if 0 in (videos, texts, num_words):
         return frames.new_zeros(videos, texts)
-    frames = F.normalize(frames, dim=-1)
-    words = F.normalize(_repeat_first_word(words, mask), dim=-1)
+    # Cosines of neighbouring frames differ by less than half precision tells apart, and a maximum picks one of them.
+    dtype = torch.promote_types(frames.dtype, torch.float32)
+    frames = F.normalize(frames.to(dtype), dim=-1)
+    words = F.normalize(_repeat_first_word(words.to(dtype), mask), dim=-1)
     block = partial(_block, pool=_POOLED[pooling])
 
     needs_gradient = torch.is_grad_enabled() and (frames.requires_grad or words.requires_grad)
@@ -88,6 +90,14 @@ def word_frame_similarity(
         for some in frames.split(video_step)
     ]
     return torch.cat(rows)
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Leave mixed precision for products that are small and whose results must not be rounded.
+
+    Logits reach hundreds, where bfloat16 counts in whole numbers.
+    """
+    return torch.autocast(device.type, enabled=False)
 
 
 def fuse(word_frame: Tensor, global_: Tensor, alpha: float, over: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -142,7 +152,8 @@ def _block_size(videos: int, texts: int, pairs: int) -> tuple[int, int]:
 def _block(frames: Tensor, words: Tensor, mask: Tensor, pool: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     # Texts come last, so that both reductions run over outer dimensions and the inner one stays contiguous.
     flat_words = words.transpose(0, 1).flatten(0, 1)  # [L*T,D]
-    cosine = (frames.flatten(0, 1) @ flat_words.T).view(*frames.shape[:2], *mask.T.shape)  # [V,N,L,T]
+    with full_precision(frames.device):
+        cosine = (frames.flatten(0, 1) @ flat_words.T).view(*frames.shape[:2], *mask.T.shape)  # [V,N,L,T]
     return pool(cosine, mask.T)
 
 

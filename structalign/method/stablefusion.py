@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from structalign.gallery import TaskGallery
 from structalign.method.base import AdapterMethod, Batch, joint_text, joint_video
-from structalign.method.losses import contrastive
+from structalign.method.losses import contrastive, cross_task
 
 
 class StableFusion(AdapterMethod):
@@ -25,11 +25,10 @@ class StableFusion(AdapterMethod):
         """Compute scl, cross and their weighted total for a batch of B pairs."""
         _, _, text = joint_text(self.retriever, batch.tokens, self.task)  # [B,D]
         _, video = joint_video(self.retriever, batch)  # [B,D]
-        scl = contrastive(text, video, self.retriever.log_scale)
+        scl = contrastive(text, video, self.retriever.log_scale, self.config.loss.same_video, batch.video)
         if self.stored is None:
             return {"scl": scl, "total": scl}
-        share = self.config.loss.cross_task_weight
-        gallery = torch.cat([normalize(video, dim=-1), self.stored])  # [B+S,D]
-        logits = self.retriever.log_scale.exp() * normalize(text, dim=-1) @ gallery.T  # [B,B+S]
-        cross = cross_entropy(logits, torch.arange(len(text), device=logits.device))
+        weights = self.config.loss
+        share = weights.cross_task_weight
+        cross = cross_task(text, video, self.stored, self.retriever.log_scale, weights.same_video, batch.video)
         return {"scl": scl, "cross": cross, "total": (1 - share) * scl + share * cross}

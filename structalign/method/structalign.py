@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from structalign.config import Config
+from structalign.distributed import to_device
 from structalign.errors import UserError
 from structalign.method import losses
 from structalign.method.base import AdapterMethod, Batch, Teacher, TrainingFeatures, joint_text, joint_video
@@ -53,8 +54,11 @@ class StructAlign(AdapterMethod):
 
     def needs_features(self, task: int, num_tasks: int) -> bool:
         """Class statistics serve the pseudo pairs of later tasks."""
+        return task < num_tasks and self._uses_pseudo_pairs()
+
+    def _uses_pseudo_pairs(self) -> bool:
         loss = self.config.loss
-        return task < num_tasks and (loss.etf_weight > 0 or loss.pseudo_weight > 0)
+        return loss.pseudo_weight > 0 or (loss.pseudo_etf and loss.etf_weight > 0)
 
     def start_epoch(self, generator: torch.Generator) -> None:
         """Pseudo pairs of this epoch come from this generator."""
@@ -72,6 +76,7 @@ class StructAlign(AdapterMethod):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Compute scl, crp, etf, pseudo and their total for a batch of B pairs."""
         weights = self.config.loss
+        pseudo = self._pseudo_pairs(len(batch.tokens))  # first: copying them must not wait for what a GPU still does
         words, mask, _ = joint_text(self.retriever, batch.tokens, self.task)  # [B,L,D], [B,L]
         frames, _ = joint_video(self.retriever, batch)  # [B,N,D]
         similarity = self._similarity(frames, words, mask)  # [B,B]
@@ -80,9 +85,9 @@ class StructAlign(AdapterMethod):
         if self.teacher is not None:
             terms["crp"] = self._relation_preserving(self.teacher, similarity, batch)
             base = base + weights.crp_weight * terms["crp"]
-        pseudo = self._pseudo_pairs(len(batch.tokens))
         if self.prototypes is not None:
-            terms["etf"] = self._etf(self.prototypes, words, mask, frames, batch.category, pseudo)
+            joining = pseudo if weights.pseudo_etf else None
+            terms["etf"] = self._etf(self.prototypes, words, mask, frames, batch.category, joining)
         if pseudo is not None and weights.pseudo_weight > 0:
             text, video, _ = (part[: len(batch.tokens)] for part in pseudo)  # B of the 2B pairs
             terms["pseudo"] = losses.pseudo_contrastive(
@@ -116,10 +121,10 @@ class StructAlign(AdapterMethod):
 
     def _pseudo_pairs(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor] | None:
         """Draw 2B pseudo pairs of old classes: text (2B, D), video (2B, D), category (2B,)."""
-        if not self.memory or (self.prototypes is None and self.config.loss.pseudo_weight == 0):
+        if not self.memory or not self._uses_pseudo_pairs():
             return None
         pairs = self.memory.draw(2 * batch_size, self.generator, balanced=self.config.loss.pseudo_balanced)
-        text, video, category = (part.to(self.retriever.device) for part in pairs)
+        text, video, category = (to_device(part, self.retriever.device) for part in pairs)
         return text, video, category
 
     def _etf(

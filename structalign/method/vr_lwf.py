@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from structalign.distributed import to_device
 from structalign.method.base import Batch
 from structalign.method.lwf import LwF
 
@@ -19,5 +20,5 @@ class VrLwF(LwF):
     def reference_tokens(self, batch: Batch) -> Tensor:
         """Replace every word of the batch's captions (B, L) by a random one; start, end and padding stay."""
         vocabulary = self.retriever.vocab_size - 2  # the last two are the start and the end token
-        draw = torch.randint(1, vocabulary, batch.tokens.shape, generator=self.generator).to(batch.tokens)
-        return torch.where(self.retriever.word_mask(batch.tokens), draw, batch.tokens)
+        draw = torch.randint(1, vocabulary, batch.tokens.shape, generator=self.generator)
+        return torch.where(self.retriever.word_mask(batch.tokens), to_device(draw, batch.tokens.device), batch.tokens)

@@ -123,7 +123,10 @@ class FrameFusionAttention(nn.Module):
         own = attend(self.base, *project(self.base, query))
         asked, offered, held = project(self.cross, query)
         cross = attend(self.cross, self._neighbour(asked), offered, held)
-        return torch.lerp(own, cross, self.share.to(own.dtype)), None
+        # Mixed precision ends here, and in the residual stream from here on: half precision rounds a small share of a
+        # small difference away.
+        dtype = torch.promote_types(own.dtype, self.share.dtype)
+        return torch.lerp(own.to(dtype), cross.to(dtype), self.share.to(dtype)), None
 
     def _neighbour(self, tokens: Tensor) -> Tensor:
         """Put what the neighbouring frame's tokens gave in the place of each frame's: (B*N, P, W)."""
