@@ -3,8 +3,8 @@
     python -m benchmarks.workers
 
 Each trial shares 400 jobs of two milliseconds, with results of 300 KB, among two processes, and kills one at a random
-moment of the first half second. A trial is a process of its own; one that has not ended after 20 seconds hangs. loky
-and Pebble are tried where they are installed.
+moment of the first half second. A trial is a process of its own; one that has not ended after 20 seconds hangs, and
+one that ends with an error did not survive the loss. loky and Pebble are tried where they are installed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from typing import Any
@@ -102,26 +103,25 @@ def main() -> None:
     if args.trial:
         return trial(args.trial[0], int(args.trial[1]))
     names = [name for name in POOLS if name not in ("loky", "pebble") or importlib.util.find_spec(name)]
-    hangs = dict.fromkeys(names, 0)
+    outcomes: dict[str, Counter[str]] = {name: Counter() for name in names}
     for seed in progress(range(args.trials), desc="trials", unit="trial"):
         for name in names:
-            hangs[name] += hung(name, seed)
-    print(f"\n{'pool':24}{'trials':>8}{'hung':>8}")
-    for name, count in hangs.items():
-        print(f"{name:24}{args.trials:8}{count:8}")
+            outcomes[name][outcome(name, seed)] += 1
+    print(f"\n{'pool':24}{'trials':>8}{'hung':>8}{'error':>8}")
+    for name, counts in outcomes.items():
+        print(f"{name:24}{args.trials:8}{counts['hung']:8}{counts['error']:8}")
 
 
-def hung(name: str, seed: int) -> bool:
-    """Whether a trial had to be ended."""
+def outcome(name: str, seed: int) -> str:
+    """How a trial ended: hung, error or done."""
     command = [sys.executable, "-m", "benchmarks.workers", "--trial", name, str(seed)]
     running = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        running.wait(LIMIT)
+        return "error" if running.wait(LIMIT) else "done"
     except psutil.TimeoutExpired:
         for process in [*running.children(recursive=True), running]:
             process.kill()
-        return True
-    return False
+        return "hung"
 
 
 if __name__ == "__main__":

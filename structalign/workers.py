@@ -8,6 +8,7 @@ counts how often.
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -17,10 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+STARTS = 3
+"""Times that a process is started before it is given up."""
 
 AHEAD = 8
 """Jobs per process that may be done before an earlier one is; bounds memory."""
@@ -106,10 +111,13 @@ class _Crew(Generic[Job, Result]):
         self.function, self.jobs, self.patience = function, jobs, patience
         self.done: dict[int, Result | Lost | _Raised] = {}
         self.given = 0
-        self.workers = [_Worker(function) for _ in range(min(workers, len(jobs)))]
+        self.workers: list[_Worker[Job, Result]] = []
+        self.size = min(workers, len(jobs))
 
     def turn(self, first: int, wait: bool) -> None:
         """Take what is ready, or wait for it; then give out jobs, not too far ahead of the first missing one."""
+        while len(self.workers) < self.size:
+            self.workers.append(_Worker(self.function))
         for worker in self._ready(wait):
             number, result = worker.take()
             self.done[number] = result
@@ -142,10 +150,18 @@ class _Worker(Generic[Job, Result]):
         # Children of a fork server do not inherit the parent's threads and locks, which a forked one may hang on.
         context = get_context("forkserver")
         context.set_forkserver_preload([function.__module__])
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
-        self.process.start()
-        theirs.close()  # the last copy on this side: from now on the pipe ends when the process does
+        for attempt in range(1, STARTS + 1):
+            self.pipe, theirs = context.Pipe()
+            self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
+            try:
+                self.process.start()
+                break
+            except (EOFError, ConnectionError):  # killed before it had its orders
+                self.pipe.close()
+                if attempt == STARTS:
+                    raise ChildProcessError("processes die as they start, perhaps for want of memory") from None
+            finally:
+                theirs.close()  # the last copy on this side: from now on the pipe ends when the process does
         self.number: int | None = None
         self.deadline = float("inf")
 
@@ -185,8 +201,17 @@ def _work(pipe: connection.Connection, function: Callable[[Any], Any]) -> None:
         except EOFError:
             return
         try:
-            result = function(job)
+            answer = ForkingPickler.dumps(function(job))
         except Exception as error:
-            error.add_note(traceback.format_exc())
-            result = _Raised(error)
-        pipe.send(result)
+            answer = ForkingPickler.dumps(_Raised(_portable(error)))
+        pipe.send_bytes(answer)
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that another process can raise, with its traceback as a note."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(traceback.format_exc())
+    return error

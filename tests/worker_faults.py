@@ -32,6 +32,21 @@ def refuse(number: int) -> int:
     return number
 
 
+class Particular(Exception):
+    """An error that cannot be rebuilt from its message, as some libraries' cannot."""
+
+    def __init__(self, code: int, place: str) -> None:
+        super().__init__(f"{code} at {place}")
+
+
+def refuse_in_particular(number: int) -> int:
+    raise Particular(number, "here")
+
+
+def give_what_cannot_travel(number: int) -> object:
+    return lambda: number
+
+
 def die_of(number: int) -> int:
     """End by the signal of that number; 0 does not, and a negative one is an exit status."""
     if number < 0:
