@@ -36,7 +36,7 @@ from raw_data import (
 from remote import CONTENT, SHA256, Server, tar_of, zip_of
 from safetensors.torch import save_file
 from split_files import Runs, clips_of, dump, published
-from video_files import counted, cut, moving, numbers, rotate, write_sound, write_video
+from video_files import counted, cut, moving, numbers, patch, rotate, write_empty_mp4, write_sound, write_video
 
 import stages.download
 import stages.frames
@@ -656,7 +656,7 @@ def video(
 
     def prepare(here: Path) -> Act:
         values = yaml.safe_load((ROOT / "params.yaml").read_text())
-        values["machine"]["workers"] = 1  # without the start-up of decoding processes
+        values["machine"]["workers"] = 1
         config = Config.parse(values)
         raw = here / "data/raw" / config.data.name
         raw.mkdir(parents=True)
@@ -716,6 +716,14 @@ VIDEOS = [
         "a.mp4: not a video: Inv",
     ),
     ("sound only", video(lambda raw: write_sound(raw / "a.m4a")), "no video stream"),
+    ("no stream at all", video(lambda raw: write_empty_mp4(raw / "a.mp4")), "a.mp4: no video stream"),
+    (
+        "an unknown codec",
+        video(
+            lambda raw: patch(write_video(raw / "a.mkv", counted(6), "mpeg4"), b"V_MPEG4/ISO/ASP", b"V_MYSTERY/OF/AL")
+        ),
+        "a.mkv: no decoder for its video stream",
+    ),
     ("a JPEG picture", video(picture("JPEG")), "not a video: a picture"),
     ("a PNG picture", video(picture("PNG")), "not a video: a picture"),
     ("truncated MP4", video(streamed("a.mp4", "libx264", {"movflags": "faststart"})), "truncated"),
@@ -743,6 +751,16 @@ VIDEOS_ACCEPTED = [
         video(lambda raw: write_video(raw / "a.mp4", counted(24), pixels="yuv420p10le", options={"crf": "4"})),
         "decoded",
         resembles(*MIDDLES),
+    ),
+    (
+        "a title that is not UTF-8",
+        video(
+            lambda raw: patch(
+                write_video(raw / "a.mkv", counted(24), title="caf#"), b"caf#", "café".encode("latin-1")
+            )
+        ),
+        "decoded",
+        shows(*MIDDLES),
     ),
     (
         "odd size, 27 x 35",

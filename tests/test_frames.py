@@ -246,7 +246,10 @@ def test_the_second_decoder_gives_the_same_frames(tmp_path: Path, monkeypatch: p
     assert same(read(path, 7, 0.4, 1.6), expected)
 
 
-def test_want_of_memory_is_not_the_clips_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("left", [False, True])
+def test_want_of_memory_is_not_the_clips_fault_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: bool
+) -> None:
     path = write_video(tmp_path / "a.mp4", counted(4))
 
     def fail(request: Request) -> list[np.ndarray]:
@@ -254,8 +257,13 @@ def test_want_of_memory_is_not_the_clips_fault(tmp_path: Path, monkeypatch: pyte
         pytest.fail("PyAV knows no such error")
 
     monkeypatch.setattr(video, "_read_av", fail)
-    with pytest.raises(MemoryError):
-        read(path)
+    monkeypatch.setattr(video, "_memory_left", lambda: left)
+    monkeypatch.setitem(sys.modules, "decord", None)
+    if left:
+        assert "memory" in refusal(path)
+    else:
+        with pytest.raises(MemoryError):
+            read(path)
 
 
 def test_without_the_second_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,13 +442,32 @@ def test_a_video_that_crashes_a_decoder_is_named_like_any_other_bad_one(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frames, "_decode_one", worker_faults.crash_on_a_bad_video)
-    monkeypatch.setattr(frames, "PATIENCE", 5.0)
+    monkeypatch.setattr(frames, "PATIENCE", 10.0)
     clips = [clip(name, f"{name}.mp4") for name in ("crashes", "hangs", *(f"{number}" for number in range(6)))]
     store = pack(clips, videos, tmp_path / "frames", workers=2, allow_missing=2)
     assert store.missing == ["crashes", "hangs"]
     assert len(store.ids) == 6
     reasons = [item["reason"] for item in read_json(tmp_path / "frames/missing.json")]
     assert reasons == ["decoding it crashed (killed by SIGSEGV)", "decoding it took too long"]
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "mpeg4"), ("a.avi", "mpeg4")])
+def test_damage_of_any_kind_is_one_line_about_the_clip(tmp_path: Path, name: str, codec: str) -> None:
+    """Decoders fail in ways of their own; none of them may end the stage."""
+    whole = write_video(tmp_path / name, moving(30), codec).read_bytes()
+    draw = np.random.default_rng(0)
+    jobs = []
+    for number in range(60):
+        content = bytearray(whole)
+        for place in draw.integers(len(content) if number % 2 else 1000, size=1 + number % 7):  # headers are dense
+            content[place] = draw.integers(256)
+        path = tmp_path / f"{number}-{name}"
+        path.write_bytes(content)
+        jobs.append((Request(path, None, None, 4, 48), 95))
+    results = list(frames._decode_apart(jobs, 2))
+    assert len(results) == len(jobs)
+    assert all("\n" not in result if isinstance(result, str) else len(result[0]) == 4 for result in results)
+    assert any(isinstance(result, str) for result in results)
 
 
 def test_decoders_end_with_a_killed_stage(videos: Path, tmp_path: Path) -> None:

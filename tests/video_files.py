@@ -48,12 +48,15 @@ def write_video(
     times: Sequence[float] | None = None,
     options: dict[str, str] | None = None,
     sound: float = 0.0,
+    title: str = "",
 ) -> Path:
     """Encode RGB frames; `times` (seconds) makes the frame rate variable, `sound` adds so many seconds of silence."""
     require_encoder(codec)
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames[0].shape[:2]
     with av.open(str(path), "w") as container:
+        if title:
+            container.metadata["title"] = title
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, pixels
         if times is not None:
@@ -74,6 +77,26 @@ def write_sound(path: Path, seconds: float = 1.0) -> Path:
     """A file with sound only."""
     with av.open(str(path), "w") as container:
         _silence(container, container.add_stream("aac", rate=16000), seconds)
+    return path
+
+
+def patch(path: Path, old: bytes, new: bytes) -> Path:
+    """Put other bytes, as many, in place of those that a file holds once."""
+    content = path.read_bytes()
+    if content.count(old) != 1 or len(new) != len(old):
+        raise ValueError(f"{path}: {old!r} is there {content.count(old)} times")
+    path.write_bytes(content.replace(old, new))
+    return path
+
+
+def write_empty_mp4(path: Path) -> Path:
+    """An MP4 whose index is in order and names no stream."""
+
+    def box(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(content)) + kind + content
+
+    header = box(b"mvhd", bytes(12) + struct.pack(">II", 1000, 1000) + bytes(80))
+    path.write_bytes(box(b"ftyp", b"isom\0\0\2\0isom") + box(b"moov", header) + box(b"mdat", bytes(100)))
     return path
 
 

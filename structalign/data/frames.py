@@ -132,12 +132,11 @@ def _decode_all(
         (Request(videos / clip.video, clip.start, clip.end, frames.num_frames, frames.short_side), frames.quality)
         for clip in clips
     ]
-    results = map(_decode_one, jobs) if workers == 1 else _decode_apart(jobs, workers)
-    yield from progress(results, len(jobs), "frames", "clip")
+    yield from progress(_decode_apart(jobs, workers), len(jobs), "frames", "clip")
 
 
 def _decode_apart(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
-    """Decode in processes: threads are no faster, and there a video that crashes the decoder would end the stage."""
+    """Decode in processes, even if in one: a video that crashes the decoder must not end the stage."""
     for (request, _), result in zip(jobs, share_out(_decode_one, jobs, workers, PATIENCE), strict=True):
         if not isinstance(result, Lost):
             yield result
@@ -158,6 +157,10 @@ def _decode_one(job: Job) -> Packed | str:
         pictures = decode(request)
     except UndecodableError as error:
         return str(error)
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged data make decoders fail in ways that nobody has listed
+        return f"{type(error).__name__} in the decoder: {' '.join(str(error).split())[:120]}"
     return [_jpeg(picture, quality) for picture in pictures], pictures[0].shape[:2]
 
 

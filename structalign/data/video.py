@@ -32,6 +32,9 @@ INDEXED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 PICTURE = re.compile(r"^image2|_pipe$")
 """FFmpeg's names for files that hold one picture."""
 
+CLIP_MEMORY = 256 << 20
+"""Bytes that decoding a clip may take."""
+
 SLACK = Fraction(1, 1000)
 """Seconds. Matroska rounds times to milliseconds, so a frame that starts this little too late is in time."""
 
@@ -141,7 +144,7 @@ def decode(request: Request) -> list[np.ndarray]:
         try:
             frames = read(request)
         except failures as error:
-            if isinstance(error, MemoryError):  # the machine's fault and not the clip's
+            if isinstance(error, MemoryError) and not _memory_left():  # the machine's fault and not the clip's
                 raise MemoryError from None
             reasons.append(f"{name}: {getattr(error, 'strerror', None) or _shortened(error)}")
             continue
@@ -162,6 +165,15 @@ def _readers(path: Path) -> Iterator[tuple[str, Reader, tuple[type[Exception], .
     except ImportError:  # decord has wheels for x86-64 alone
         return
     yield "decord", _read_decord, (decord.DECORDError, RuntimeError, IndexError)
+
+
+def _memory_left() -> bool:
+    """Whether there is memory for a clip: FFmpeg says that there is none over some damaged files as well."""
+    try:
+        bytearray(CLIP_MEMORY)
+    except MemoryError:
+        return False
+    return True
 
 
 def _shortened(error: Exception) -> str:
@@ -192,7 +204,7 @@ def _read_needed(request: Request) -> list[np.ndarray]:
 
 def _open(path: Path) -> av.container.InputContainer:
     try:
-        container = av.open(str(path.absolute()))
+        container = av.open(str(path.absolute()), metadata_errors="replace")  # titles may be in any encoding
     except (av.FFmpegError, OSError) as error:
         reason = "the file is empty" if path.is_file() and not path.stat().st_size else error.strerror
         raise UndecodableError(f"not a video: {reason}") from None
@@ -204,9 +216,11 @@ def _open(path: Path) -> av.container.InputContainer:
 
 def _stream(container: av.container.InputContainer) -> av.VideoStream:
     """Return the main video stream; the cover picture of a song is none."""
-    stream = container.streams.best("video")
+    stream = container.streams.best("video") if len(container.streams) else None
     if not isinstance(stream, av.VideoStream) or stream.disposition & Disposition.attached_pic:
         raise UndecodableError("no video stream")
+    if stream.codec_context is None:
+        raise UndecodableError("no decoder for its video stream")
     stream.codec_context.thread_count = 1  # clips are decoded in parallel, each in one thread
     return stream
 
