@@ -38,7 +38,7 @@ _LAST_WORDS = 60.0
 """Seconds that rank 0 waits to hear why another rank broke off: a process ends slowly on a busy machine."""
 
 _LOST = 3
-"""Exit status of a rank that ends because another did."""
+"""Exit status of a rank whose collective broke off, as it does where another is gone."""
 
 
 @contextmanager
@@ -120,11 +120,9 @@ def _follow(
     try:
         with _process_group(number, count, device, folder):
             follow(*args, folder)
-    except RankLost:
-        sys.exit(_LOST)
     except Exception as error:
         words.send((" ".join(str(error).split()) or type(error).__name__, traceback.format_exc()))
-        sys.exit(1)
+        sys.exit(_LOST if isinstance(error, RankLost) else 1)
 
 
 class _Others:
@@ -151,9 +149,16 @@ class _Others:
     def _watch(self) -> None:
         """Wait for the first that fails; if rank 0 hangs in a collective then, end it with one line."""
         waiting: dict[Any, int] = {process.sentinel: number for number, process in enumerate(self.processes, 1)}
+        broken = ""  # what the first said whose collective broke off; another may say why
         while waiting and not self.failure:
-            for sentinel in connection.wait(list(waiting)):
-                self._judge(waiting.pop(sentinel))
+            ready = connection.wait(list(waiting), _GRACE if broken else None)
+            for sentinel in ready:
+                self.failure, lost = self._judge(waiting.pop(sentinel))
+                broken = broken or lost
+                if self.failure:
+                    break
+            if broken and not (ready and waiting):
+                self.failure = self.failure or broken
         if self.failure and not self.over.is_set():
             self.failed.set()
             if not self.over.wait(_GRACE):
@@ -161,17 +166,19 @@ class _Others:
                 self._kill()
                 os._exit(1)
 
-    def _judge(self, number: int) -> None:
+    def _judge(self, number: int) -> tuple[str, str]:
+        """Say how a rank that has ended failed, or how a collective of its broke off; nothing where it did not."""
         process, words = self.processes[number - 1], self.words[number - 1]
         process.join()
-        if process.exitcode in (0, _LOST) or self.failure:
-            return
+        code = process.exitcode or 0
+        if code == 0:
+            return "", ""
         said, details = _last_words(words)
         if details:
             log.debug(details)
-        code = process.exitcode or 0
         how = said or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}")
-        self.failure = f"train.devices = {self.count}: rank {number} failed: {how}"
+        failure = f"train.devices = {self.count}: rank {number} failed: {how}"
+        return ("", failure) if code == _LOST else (failure, "")
 
     def finish(self) -> None:
         """Wait until all have come to their end."""

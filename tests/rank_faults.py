@@ -30,6 +30,10 @@ def wait(folder: str) -> None:
     distributed.add_up(torch.ones(1))
 
 
+def lose(folder: str) -> None:
+    raise distributed.RankLost("connection closed by peer")
+
+
 def stay(folder: str) -> None:
     time.sleep(60)
 
@@ -37,6 +41,6 @@ def stay(folder: str) -> None:
 if __name__ == "__main__":
     configure()
     launch._GRACE = 0.1
-    with errors_in_one_line(debug=False), launch.ranks(2, CPU, {"die": die, "stay": stay}[sys.argv[1]]):
+    with errors_in_one_line(debug=False), launch.ranks(2, CPU, {"die": die, "lose": lose, "stay": stay}[sys.argv[1]]):
         Path("ready").touch()
         time.sleep(60)  # as a GPU's collective does that waits for a dead rank
