@@ -257,6 +257,7 @@ class LossCurve:
 
     def __enter__(self) -> LossCurve:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)  # it may be a link into DVC's cache, which must stay as it is
         self.stream = self.path.open("w", newline="", encoding="utf-8")
         self.writer = csv.writer(self.stream, lineterminator="\n")
         self.writer.writerow(CURVE_COLUMNS)

@@ -36,7 +36,7 @@ from structalign.model.backbone import CLIP_LOG_SCALE, ClipInfo, save_clip, text
 from structalign.model.retriever import Retriever
 from structalign.resume import ResumeFile
 from structalign.seeding import use_deterministic, use_threads
-from structalign.train import Trainer, learning_rate_factor
+from structalign.train import LossCurve, Trainer, learning_rate_factor
 from structalign.usage import available_cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -296,6 +296,15 @@ def test_frozen_experts_keep_their_bits_and_later_tasks_know_them(tmp_path: Path
         assert torch.equal(after[f"{block}.routers.0"], before[f"{block}.routers.0"])
         assert not torch.equal(after[f"{block}.routers.1"], before[f"{block}.routers.1"])
     assert other.trained_parameters() == everything - 3 * 2 * (2 * 4 * 32)
+
+
+def test_a_loss_curve_that_is_linked_into_dvcs_cache_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "cached.csv").write_text("of another run\n")
+    os.link(tmp_path / "cached.csv", tmp_path / "loss.csv")
+    with LossCurve(tmp_path / "loss.csv", 1):
+        pass
+    assert (tmp_path / "cached.csv").read_text() == "of another run\n"
+    assert (tmp_path / "loss.csv").read_text().startswith("task,step")
 
 
 def test_no_expert_is_frozen_where_that_is_not_wanted(tmp_path: Path) -> None:
