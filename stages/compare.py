@@ -73,8 +73,13 @@ def finished(names: set[str]) -> set[str]:
 
 
 def queue(experiments: dict[str, list[str]]) -> None:
-    """Queue experiments under their names."""
+    """Queue experiments under their names, but for those that wait or run already; forget that they failed once."""
+    present = queue_state().experiments
     for name, overrides in experiments.items():
+        if present.get(name) in ("Queued", "Running"):
+            continue
+        if present.get(name) == "Failed":
+            dvc("queue", "remove", name)
         settings = [part for item in overrides for part in ("-S", item)]
         done = dvc("exp", "run", "--queue", "--name", name, *settings)
         if done.returncode != 0:
@@ -135,8 +140,10 @@ def queue_state() -> QueueState:
     """Ask for the state of the queue."""
     printed = dvc("queue", "status").stdout
     lines = [line.split() for line in printed.splitlines()]
-    states = ("Queued", "Running", "Success", "Failed")
-    experiments = {words[1]: state for words in lines if len(words) > 2 for state in states if state in words[2:]}
+    experiments: dict[str, str] = {}
+    # An experiment that was queued again has its old row as well; what goes on now counts.
+    for state in ("Failed", "Success", "Queued", "Running"):
+        experiments |= {words[1]: state for words in lines if len(words) > 2 and state in words[2:]}
     workers = re.search(r"Worker status: (\d+) active", printed)
     return QueueState(experiments, int(workers[1]) if workers else 0)
 

@@ -127,3 +127,27 @@ def test_the_state_of_the_queue_is_read_from_what_dvc_prints(monkeypatch: pytest
     state = queue_state()
     assert state.active == 1
     assert (state.experiments["full-0"], state.experiments["less-0"]) == ("Running", "Queued")
+
+
+def test_what_was_queued_again_is_not_taken_for_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = ["full-0 Failed", "full-0 Running", "less-0 Queued", "less-0 Failed", "more-0 Failed"]
+    printed = "Task     Name    Created    Status\n" + "".join(
+        f"{number}a2b3c4  {name}  09:31 AM   {status}\n"
+        for number, (name, status) in enumerate(row.split() for row in rows)
+    )
+    called = []
+
+    def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
+        called.append(arguments[:4])
+        return subprocess.CompletedProcess([], 0, stdout=printed)
+
+    monkeypatch.setattr(stage, "dvc", dvc)
+    assert queue_state().experiments == {"full-0": "Running", "less-0": "Queued", "more-0": "Failed"}
+    called.clear()
+    stage.queue({"full-0": [], "less-0": [], "more-0": ["K=2"], "new-0": []})
+    assert called == [
+        ("queue", "status"),
+        ("queue", "remove", "more-0"),
+        ("exp", "run", "--queue", "--name"),
+        ("exp", "run", "--queue", "--name"),
+    ]
