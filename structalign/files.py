@@ -83,6 +83,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: missing or damaged ({error}); {MEND}") from None
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Resolve a path of the user's: a relative one counts from the project, in DVC's temporary copies as well."""
+    found = Path(path).expanduser()
+    return found if found.is_absolute() else Path(os.path.relpath(project_folder() / found))
+
+
 def project_folder() -> Path:
     """Where the project lies: here, or above one of DVC's temporary copies, which are thrown away after a run."""
     here = Path.cwd()

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,6 +23,9 @@ from structalign.config import Config
 from structalign.errors import UserError
 from structalign.files import MEND, atomic_write, project_folder
 from structalign.log import log
+
+KEPT_DAYS = 14
+"""Days that the state of an interrupted training is kept."""
 
 
 def fingerprint(config: Config, task: int) -> str:
@@ -74,6 +79,14 @@ def resume_folder() -> Path:
     return project_folder() / ".cache" / "resume"
 
 
+def _forget_old(folder: Path) -> None:
+    """Delete what trainings left that were killed and never taken up: these files can be gigabytes."""
+    for path in folder.glob("*") if folder.exists() else ():
+        with suppress(FileNotFoundError):  # another run tidies up as well
+            if time.time() - path.stat().st_mtime > KEPT_DAYS * 86400:
+                path.unlink()
+
+
 class ResumeFile:
     """The state of training after its last finished epoch.
 
@@ -98,6 +111,7 @@ class ResumeFile:
 
     def load(self) -> dict[str, Any] | None:
         """Give back what was saved, or None; a damaged file is put aside with a warning."""
+        _forget_old(self.path.parent)
         try:
             return torch.load(self.path, weights_only=True, map_location="cpu")
         except FileNotFoundError:

@@ -7,6 +7,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,20 @@ def test_download_is_whole_and_leaves_nothing_beside_it(server: Server, tmp_path
     target = tmp_path / "downloads" / "file.bin"
     assert fetch(f"{server.url}/file.bin", target, SHA256) == target
     assert target.read_bytes() == CONTENT
-    assert list(target.parent.iterdir()) == [target]
+    assert {path.name for path in target.parent.iterdir()} == {"file.bin", "file.bin.lock"}
     assert fetch(f"{server.url}/file.bin", target, SHA256) == target
     assert len(server.requests) == 1, "a file that is there and has the right checksum is not fetched again"
+
+
+def test_runs_that_want_one_file_fetch_it_once(server: Server, tmp_path: Path) -> None:
+    # The first is cut off and waits before it asks again; meanwhile the second comes.
+    server.cuts = [2_000_000]
+    target = tmp_path / "file.bin"
+    with ThreadPoolExecutor(4) as pool:
+        fetched = [pool.submit(fetch, f"{server.url}/file.bin", target, SHA256) for _ in range(4)]
+    assert {one.result() for one in fetched} == {target}
+    assert target.read_bytes() == CONTENT
+    assert len(server.requests) == 2
 
 
 def test_progress_counts_every_byte_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +158,7 @@ def test_no_room_is_said_before_anything_is_written(
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="only 1,000 are free"):
         fetch(f"{server.url}/file.bin", tmp_path / "file.bin")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin.lock"]
 
 
 def test_local_path_is_checked_and_not_copied(tmp_path: Path) -> None:

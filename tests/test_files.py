@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,9 @@ from safetensors import SafetensorError
 from stages.run import alone, describe
 from structalign.checkpoint import Checkpoint
 from structalign.errors import UserError
-from structalign.files import atomic_write, atomic_write_json, atomic_write_text, fresh_dir, read_json
+from structalign.files import atomic_write, atomic_write_json, atomic_write_text, fresh_dir, read_json, user_path
 from structalign.gallery import TaskGallery, copy_galleries, fingerprint, load_galleries, save_index
-from structalign.resume import ResumeFile, resume_folder
+from structalign.resume import KEPT_DAYS, ResumeFile, resume_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -163,7 +165,23 @@ def test_temporary_copies_of_dvc_share_the_projects_resume_files(
 ) -> None:
     copy = tmp_path / ".dvc/tmp/exps/tmpabc"
     copy.mkdir(parents=True)
-    monkeypatch.chdir(copy)
-    assert resume_folder() == tmp_path / ".cache/resume"
+    for here in (copy, tmp_path):
+        monkeypatch.chdir(here)
+        assert resume_folder() == tmp_path / ".cache/resume"
+        assert user_path("videos").resolve() == tmp_path / "videos"
+        assert user_path("/videos") == Path("/videos")
+        assert user_path("~/videos") == Path.home() / "videos"
+
+
+def test_states_of_trainings_that_nobody_took_up_are_deleted_one_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert resume_folder() == tmp_path / ".cache/resume"
+    states = [ResumeFile(name) for name in ("old", "young", "new")]
+    assert states[2].load() is None
+    for state, days in zip(states, (KEPT_DAYS + 1, KEPT_DAYS - 1, 0), strict=True):
+        state.save({"epoch": 1})
+        begin = time.time() - days * 86400
+        os.utime(state.path, (begin, begin))
+    assert states[2].load() == {"epoch": 1}
+    assert [state.path.exists() for state in states] == [False, True, True]

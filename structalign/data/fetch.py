@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 import requests
+from filelock import FileLock, Timeout
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3.util import Retry
@@ -77,12 +78,32 @@ def fetch(source: str, target: str | Path, sha256: str | None = None, max_bytes:
     if not is_url(source):
         return _checked_local(Path(source).expanduser(), sha256)
     target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _turn(target):
+        return _fetch_url(source, target, sha256, max_bytes)
+
+
+@contextmanager
+def _turn(target: Path) -> Iterator[None]:
+    """Let one process at a time fetch a file; runs of DVC's queue share what is fetched."""
+    lock = FileLock(target.with_name(target.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info(f"{target}: another run is fetching it; waiting")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fetch_url(source: str, target: Path, sha256: str | None, max_bytes: int) -> Path:
     if target.exists():
         if sha256 is None or sha256_of(target) == sha256:
             return target
         log.warning(f"{target} does not have the checksum expected of {source}: fetched again")
         target.unlink()
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     _Transfer(source, part, pinned=sha256 is not None, max_bytes=max_bytes).run()
     if sha256 is not None:

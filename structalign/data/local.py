@@ -15,6 +15,7 @@ from structalign.config import Config, LocalData
 from structalign.data.manifest import Clip, check_relative
 from structalign.data.sources import list_videos, user_folder, write_fingerprints
 from structalign.errors import UserError
+from structalign.files import user_path
 from structalign.log import log
 
 COLUMNS = ("video", "start", "end", "category", "caption", "split")
@@ -53,7 +54,7 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     folder = user_folder(data.videos, "data.videos")
     if not data.csv:
         raise UserError(f"data.csv is not set: name a CSV with the columns {', '.join(COLUMNS)}")
-    clips = read_csv(Path(data.csv).expanduser(), folder)
+    clips = read_csv(user_path(data.csv), folder)
     used = {clip.video for clip in clips}
     if unused := [path for path in list_videos(folder) if path not in used]:
         log.warning(f"{len(unused)} videos in {folder} have no caption and are left out, for one {unused[0]}")

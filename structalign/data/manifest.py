@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from structalign.errors import UserError
-from structalign.files import atomic_write_text
+from structalign.files import atomic_write_text, user_path
 
 if TYPE_CHECKING:
     from structalign.config import Config
@@ -200,4 +200,4 @@ def video_root(config: Config) -> Path:
     folders can hold hundreds of gigabytes.
     """
     videos = getattr(config.data, "videos", None)
-    return Path(videos).expanduser() if videos else raw_folder(config)
+    return user_path(videos) if videos else raw_folder(config)

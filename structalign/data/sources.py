@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from structalign.data.fetch import fetch, is_url
 from structalign.errors import UserError
-from structalign.files import atomic_write_json, atomic_write_text, project_folder
+from structalign.files import atomic_write_json, atomic_write_text, user_path
 from structalign.log import log, progress
 
 if TYPE_CHECKING:
@@ -35,11 +35,10 @@ def obtain(source: Source) -> Path:
         See `fetch`.
     """
     if not is_url(source.source):
-        return fetch(source.source, "", source.sha256)
+        return fetch(str(user_path(source.source)), "", source.sha256)
     name = PurePosixPath(unquote(urlsplit(source.source).path)).name or "download"
     # Two servers may use one name for different files.
-    folder = Path(os.path.relpath(project_folder() / DOWNLOADS))
-    target = folder / f"{hashlib.sha256(source.source.encode()).hexdigest()[:8]}-{name}"
+    target = user_path(DOWNLOADS) / f"{hashlib.sha256(source.source.encode()).hexdigest()[:8]}-{name}"
     return fetch(source.source, target, source.sha256)
 
 
@@ -71,7 +70,7 @@ def user_folder(path: str | None, key: str) -> Path:
     """
     if not path:
         raise UserError(f"{key} is not set: name the folder of the videos, for example -S {key}=/path/to/videos")
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if not folder.is_dir():
         raise UserError(f"{key} = {path}: no such folder")
     return folder
@@ -129,10 +128,11 @@ def require_videos(missing: list[str], annotated: int, where: str, allowed: int)
     UserError
         The message names ten of them.
     """
+    names = user_path(MISSING_LIST)
     if not missing:
-        MISSING_LIST.unlink(missing_ok=True)
+        names.unlink(missing_ok=True)
         return
-    atomic_write_text(MISSING_LIST, "".join(f"{name}\n" for name in missing))
+    atomic_write_text(names, "".join(f"{name}\n" for name in missing))
     more = f" and {len(missing) - 10} more, all listed in {MISSING_LIST}" if len(missing) > 10 else ""
     message = f"{where}: {len(missing)} of {annotated} videos are missing: {', '.join(missing[:10])}{more}"
     if len(missing) > allowed:

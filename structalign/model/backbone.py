@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from structalign.checkpoint import load_tensors, save_tensors
 from structalign.errors import UserError
-from structalign.files import atomic_write_json, read_json
+from structalign.files import atomic_write_json, read_json, user_path
 
 CLIP_LOG_SCALE = 4.60
 """Logarithm of CLIP's trained and here frozen logit scale (METHOD.md, section 2)."""
@@ -74,14 +74,15 @@ def open_clip_backbone(name: str, pretrained: str | None, weights: str | None) -
             "open_clip.list_models(), such as ViT-B-32-quickgelu"
         )
     _check_architecture(name, configuration)
-    if weights is not None and not Path(weights).is_file():
-        raise UserError(f"backbone.weights = {weights!r}: no such file")
-    if weights is None:
+    path = user_path(weights) if weights else None
+    if path is None:
         _check_tag(name, pretrained, configuration)
+    elif not path.is_file():
+        raise UserError(f"backbone.weights = {weights!r}: no such file")
     source = f"backbone.weights = {weights!r}" if weights else f"backbone.pretrained = {pretrained!r}"
     try:
         with _without_logging():
-            clip = open_clip.create_model(name, pretrained=weights or pretrained)
+            clip = open_clip.create_model(name, pretrained=str(path) if path else pretrained)
     except MemoryError:
         raise
     except Exception as error:  # open_clip lets through whatever its many loaders raise
