@@ -7,8 +7,8 @@ counts how often.
 
 from __future__ import annotations
 
+import copy
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -210,7 +210,8 @@ def _work(pipe: connection.Connection, function: Callable[[Any], Any]) -> None:
 def _portable(error: Exception) -> Exception:
     """An error that another process can raise, with its traceback as a note."""
     try:
-        pickle.loads(pickle.dumps(error))
+        ForkingPickler.dumps(error)
+        copy.copy(error)  # as unpickling does, this builds it again from its arguments
     except Exception:
         error = RuntimeError(f"{type(error).__name__}: {error}")
     error.add_note(traceback.format_exc())
