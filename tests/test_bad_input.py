@@ -20,7 +20,7 @@ from structalign.model.retriever import Retriever
 
 DOCUMENT = ROOT / "docs/bad-input.md"
 ALLOWED = {"data/missing-videos.txt", "file.bin.lock", "file.bin.part", "file.bin.part.validator"}
-"""What a refused input may leave: the list of videos to add, and what the next try of a download continues or locks."""
+"""What a refused input may leave: the list of videos to add, and what the next download goes on with."""
 
 said: dict[str, str] = {}
 
