@@ -13,6 +13,7 @@ and the rest continue.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import re
 import subprocess
@@ -33,6 +34,11 @@ from structalign.report import check_same_data
 
 POLL_SECONDS = 5.0
 
+LOOKS = 5
+"""Times in a row that dvc is asked for the state of things before its failure counts."""
+
+OVER = ("Success", "Failed")
+
 ABSENT = 6
 """Looks at the queue in a row, at least half a minute, after which workers that nobody saw at work are missed."""
 
@@ -51,7 +57,17 @@ def read_study(name: str) -> dict[str, list[str]]:
 
 def experiment_name(study: str, label: str, seed: int, common: list[str], commit: str) -> str:
     """Name an experiment so that `dvc exp show` and a second call at the same commit recognise it."""
-    words = [study, label, *(Path(item.split("=", 1)[1]).name for item in common), f"seed{seed}", commit]
+    return _joined([study, label, *_words(common), f"seed{seed}", commit])
+
+
+def _words(common: list[str]) -> list[str]:
+    """Tell apart what is common to the runs of a study: data and K in plain words, anything else as a hash."""
+    plain = [match[1] for item in common if (match := re.fullmatch(r"(?:data|K)=(\w+)", item))]
+    rest = [item for item in common if not re.fullmatch(r"(data|K)=\w+", item)]
+    return [*plain, hashlib.sha256(" ".join(rest).encode()).hexdigest()[:6]] if rest else plain
+
+
+def _joined(words: list[str]) -> str:
     return "-".join("".join(c if c.isalnum() else "-" for c in word) for word in words).lower()
 
 
@@ -66,10 +82,26 @@ def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["dvc", *arguments], text=True, capture_output=True, check=False)
 
 
+def asked(*arguments: str) -> str:
+    """Ask dvc, which fails now and then while its queue is at work, until it answers.
+
+    Raises
+    ------
+    UserError
+        Where it fails `LOOKS` times in a row.
+    """
+    for look in range(LOOKS):
+        if look:
+            time.sleep(POLL_SECONDS)
+        done = dvc(*arguments)
+        if done.returncode == 0:
+            return done.stdout
+    raise UserError(f"dvc {' '.join(arguments)}: {' '.join(done.stderr.split())}")
+
+
 def finished(names: set[str]) -> set[str]:
     """Which of these experiments exist already."""
-    listed = dvc("exp", "list", "--name-only", "--all-commits").stdout.split()
-    return names.intersection(listed)
+    return names.intersection(asked("exp", "list", "--name-only", "--all-commits").split())
 
 
 def queue(experiments: dict[str, list[str]]) -> None:
@@ -102,7 +134,8 @@ def run_queue(names: set[str], jobs: int) -> None:
     with progress_bar(len(names), "experiments", "run") as bar:
         while True:
             state = queue_state()
-            waiting = {name for name in names if state.experiments.get(name) in ("Queued", "Running")}
+            # One that is just being taken from the queue is in neither of dvc's lists.
+            waiting = {name for name in names if state.experiments.get(name) not in OVER}
             if len(names) - len(waiting) > bar.n:
                 starts = 0
             bar.update(len(names) - len(waiting) - bar.n)
@@ -110,8 +143,8 @@ def run_queue(names: set[str], jobs: int) -> None:
                 return
             absent = 0 if state.active else absent + 1
             if absent == ABSENT:
-                if all(state.experiments[name] == "Running" for name in waiting):
-                    log.error(f"{', '.join(sorted(waiting))}: no worker is at it any more; it was killed")
+                if all(state.experiments.get(name) != "Queued" for name in waiting):
+                    log.error(f"{', '.join(sorted(waiting))}: no worker is at it any more; it was killed or removed")
                     return
                 if starts == RESTARTS:
                     raise UserError("the queue's workers do not stay up; `dvc queue start -v` may say why")
@@ -138,7 +171,7 @@ class QueueState(NamedTuple):
 
 def queue_state() -> QueueState:
     """Ask for the state of the queue."""
-    printed = dvc("queue", "status").stdout
+    printed = asked("queue", "status")
     lines = [line.split() for line in printed.splitlines()]
     experiments: dict[str, str] = {}
     # An experiment that was queued again has its old row as well; what goes on now counts.
@@ -160,7 +193,7 @@ def collect(experiments: dict[str, tuple[str, int]]) -> tuple[pd.DataFrame, pd.D
             text = dvc.api.read("metrics/summary.json", rev=name)
             curve = pd.read_csv(io.StringIO(dvc.api.read("plots/recall_by_task.csv", rev=name)))
         except Exception as error:
-            log.error(f"{name}: failed, no result ({type(error).__name__}); see `dvc queue logs {name}`")
+            log.error(f"{name}: failed, no result ({type(error).__name__}: {error}); see `dvc queue logs {name}`")
             continue
         summaries[name] = yaml.safe_load(text)
         rows.append({"label": label, "seed": seed, "experiment": name, **summaries[name]})
@@ -221,7 +254,7 @@ def main() -> None:
         help="for every run",
     )
     parser.add_argument("--jobs", type=int, default=1, help="experiments at a time")
-    parser.add_argument("--output", type=Path, default=None, help="default: plots/compare/<study>-<data>")
+    parser.add_argument("--output", type=Path, default=None, help="default: plots/compare/<study>-<data>[-K]")
     args = parse(parser)
     with errors_in_one_line(args.debug):
         compare(args)
@@ -249,7 +282,7 @@ def compare(args: argparse.Namespace) -> None:
         if names:
             queue({name: missing[name] for name in missing if name in names})
             run_queue(names, jobs)
-    folder = args.output or Path(f"plots/compare/{args.study}-{args.data}")
+    folder = args.output or Path("plots/compare") / _joined([args.study, *_words(common)])
     write(*collect(experiments), list(study), next(iter(study)), folder)
     print((folder / "table.md").read_text(encoding="utf-8"))
     log.info(f"written: {folder}/runs.csv, table.md, figure.png, by_task.png")

@@ -3,7 +3,8 @@
     python -m stages.mend
 
 DVC trusts the files in its cache and does not read them again: one that a failing disk has damaged comes back with
-every `dvc repro`. This compares all of them, and the outputs in the project, with the checksums that DVC noted.
+every `dvc repro`. This compares all of them, and the outputs in the project, with the checksums that DVC noted. So
+what a stage that was run by hand has left counts as damaged, and so does the work of one that is running.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import traceback
@@ -70,8 +69,8 @@ def ranks(count: int, device: torch.device, follow: Callable[..., None], *args: 
             with _process_group(0, count, device, folder):
                 yield
             others.finish()
-        except RankLost:  # the lost rank's own words say more
-            others.blame()
+        except RankLost as error:  # the lost rank's own words say more
+            others.blame(error)
             raise
         finally:
             others.end()
@@ -97,10 +96,14 @@ def _process_group(number: int, count: int, device: torch.device, folder: str) -
             world_size=count,
             timeout=_PATIENCE,
         )
+    whole = False
     try:
         yield
+        whole = True
     finally:
-        dist.destroy_process_group()
+        # NCCL's end is a collective of its own: where a rank is gone it may never return.
+        if whole or device.type != "cuda":
+            dist.destroy_process_group()
 
 
 def _follow(
@@ -122,7 +125,7 @@ def _follow(
             follow(*args, folder)
     except Exception as error:
         words.send((" ".join(str(error).split()) or type(error).__name__, traceback.format_exc()))
-        sys.exit(_LOST if isinstance(error, RankLost) else 1)
+        os._exit(_LOST if isinstance(error, RankLost) else 1)  # whatever a GPU's library would still wait for
 
 
 class _Others:
@@ -133,15 +136,20 @@ class _Others:
     ) -> None:
         context = get_context("spawn")
         self.processes, self.words = [], []
-        for number in range(1, count):
-            ear, mouth = context.Pipe(duplex=False)
-            process = context.Process(target=_follow, args=(number, count, device, folder, mouth, follow, args))
-            process.start()
-            mouth.close()
-            self.processes.append(process)
-            self.words.append(ear)
+        try:
+            for number in range(1, count):
+                ear, mouth = context.Pipe(duplex=False)
+                process = context.Process(target=_follow, args=(number, count, device, folder, mouth, follow, args))
+                process.start()
+                mouth.close()
+                self.processes.append(process)
+                self.words.append(ear)
+        except BaseException:  # such as want of memory, or Ctrl-C
+            self._kill()
+            raise
         self.count = count
         self.failure = ""
+        self.only_broken = False  # whether that is all that is known
         self.failed, self.over = threading.Event(), threading.Event()
         self.watcher = threading.Thread(target=self._watch, daemon=True)
         self.watcher.start()
@@ -157,8 +165,8 @@ class _Others:
                 broken = broken or lost
                 if self.failure:
                     break
-            if broken and not (ready and waiting):
-                self.failure = self.failure or broken
+            if broken and not self.failure and not (ready and waiting):
+                self.failure, self.only_broken = broken, True
         if self.failure and not self.over.is_set():
             self.failed.set()
             if not self.over.wait(_GRACE):
@@ -187,10 +195,10 @@ class _Others:
         if self.failure:
             raise UserError(self.failure)
 
-    def blame(self) -> None:
-        """Raise what another rank failed of, if one did."""
+    def blame(self, own: RankLost) -> None:
+        """Raise what another rank failed of, if one did; where its collective broke off, rank 0's may say why."""
         if self.failed.wait(_LAST_WORDS):
-            raise UserError(self.failure) from None
+            raise UserError(self.failure + (f"; rank 0: {own}" if self.only_broken else "")) from None
 
     def end(self) -> None:
         """End those that still run."""

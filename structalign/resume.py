@@ -117,8 +117,10 @@ class ResumeFile:
         except FileNotFoundError:
             return None
         except (RuntimeError, ValueError, EOFError, OSError, UnpicklingError, zipfile.BadZipFile) as error:
+            if getattr(error, "errno", None) is not None or "allocate memory" in str(error):
+                raise  # the machine's fault: the file may well be sound
             log.warning(f"{self.path}: cannot resume from it ({' '.join(str(error).split())}); starting afresh")
-            self.remove()
+            self.path.replace(self.path.with_suffix(".damaged"))
             return None
 
     def remove(self) -> None:

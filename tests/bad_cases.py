@@ -7,6 +7,7 @@ refused with one line that holds the given words (a regular expression), or acce
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -1058,6 +1059,13 @@ def encrypted(content: bytes) -> bytes:
     return content[:place] + bytes([content[place] | 1]) + content[place + 1 :]
 
 
+def zeros_after_the_end(here: Path) -> Act:
+    """A compressed tar whose one small member is followed by what tarfile never reads."""
+    content = gzip.decompress(tar_of(here / "archive", {"a.txt": b"a"}).read_bytes())
+    (here / "archive").write_bytes(gzip.compress(content + bytes(20 << 20)))
+    return lambda: extract(here / "archive", here / "out")
+
+
 EVIL = ("../evil.txt", "a/../../evil.txt", "/tmp/evil-structalign.txt", "..\\evil.txt", "C:/evil.txt")
 NOISE = np.random.default_rng(0).bytes(3 << 20)
 
@@ -1102,6 +1110,7 @@ ARCHIVES = [
         zip_changed({"a.txt": b"a", "b.txt": b"b"}, lambda content: content.replace(b"b.txt", b"a.txt")),
         "twice",
     ),
+    ("tar: zeros after its end", zeros_after_the_end, "bomb"),
     ("zip: encrypted", zip_changed({"a.txt": b"a"}, encrypted), "encrypted"),
 ]
 

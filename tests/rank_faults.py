@@ -35,7 +35,7 @@ def lose(folder: str) -> None:
 
 
 def stay(folder: str) -> None:
-    time.sleep(60)
+    time.sleep(3600)
 
 
 if __name__ == "__main__":
@@ -43,4 +43,4 @@ if __name__ == "__main__":
     launch._GRACE = 0.1
     with errors_in_one_line(debug=False), launch.ranks(2, CPU, {"die": die, "lose": lose, "stay": stay}[sys.argv[1]]):
         Path("ready").touch()
-        time.sleep(60)  # as a GPU's collective does that waits for a dead rank
+        time.sleep(3600)  # as a GPU's collective does that waits for a dead rank

@@ -27,6 +27,7 @@ class Server:
         self.lengths = True
         self.cuts: list[int] = []  # break off the next responses after as many bytes
         self.statuses: list[int] = []  # answer the next requests with these
+        self.retry_after: str | None = None  # what they say beside it
         self.requests: list[str | None] = []  # the Range of each request
         self.sent = 0
         handler = type("Handler", (_Handler,), {"server_state": self})
@@ -51,7 +52,11 @@ class _Handler(BaseHTTPRequestHandler):
         state.requests.append(wanted)
         status = state.statuses.pop(0) if state.statuses else 200
         if status != 200:
-            self.send_error(status)
+            self.send_response(status)
+            if state.retry_after:
+                self.send_header("Retry-After", state.retry_after)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         start = 0
         if wanted and state.ranges and self.headers.get("If-Range", state.etag) == state.etag:
@@ -72,9 +77,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("ETag", state.etag)
         self.end_headers()
         cut = state.cuts.pop(0) if state.cuts else len(body)
+        state.sent += len(body[:cut])  # before the client can have it all
         with contextlib.suppress(ConnectionError):  # the client may have seen enough
             self.wfile.write(body[:cut])
-        state.sent += len(body[:cut])
 
 
 def zip_of(path: Path, members: dict[str, bytes], modes: dict[str, int] | None = None) -> Path:

@@ -151,3 +151,41 @@ def test_what_was_queued_again_is_not_taken_for_failed(monkeypatch: pytest.Monke
         ("exp", "run", "--queue", "--name"),
         ("exp", "run", "--queue", "--name"),
     ]
+
+
+def test_an_experiment_that_is_just_being_taken_from_the_queue_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [QueueState(QUEUED, 1), QueueState({}, 1), QueueState(RUNNING, 1), QueueState(DONE, 0)]
+    left = iter(looks)
+    starts_of_workers(monkeypatch, left)
+    run_queue({"a"}, 1)
+    assert next(left, None) is None
+
+
+def test_dvc_is_asked_again_where_it_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = iter([255, 255, 0, *[1] * stage.LOOKS])
+
+    def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], next(codes), "full-0\nother\n", "ERROR: lock")
+
+    monkeypatch.setattr(stage, "dvc", dvc)
+    monkeypatch.setattr(stage.time, "sleep", lambda seconds: None)
+    assert stage.finished({"full-0", "less-0"}) == {"full-0"}
+    with pytest.raises(UserError, match=r"^dvc queue status: ERROR: lock$"):
+        queue_state()
+
+
+def test_other_overrides_are_other_experiments() -> None:
+    commons = [
+        ["data=shapes"],
+        ["data=shapes", "K=4"],
+        ["data=shapes", "loss.etf_weight=0.5"],
+        ["data=shapes", "loss.crp_weight=0.5"],
+        ["data=actnet", "data.videos=/a/videos"],
+        ["data=actnet", "data.videos=/b/videos"],
+        ["data=shapes", "~variant"],
+    ]
+    names = {stage.experiment_name("methods", "vr_lwf", 1, common, "abc1234") for common in commons}
+    assert len(names) == len(commons)
+    assert stage.experiment_name("methods", "vr_lwf", 1, ["data=msrvtt", "K=20"], "abc1234") == (
+        "methods-vr-lwf-msrvtt-20-seed1-abc1234"
+    )

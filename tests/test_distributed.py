@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -132,16 +135,49 @@ def weight_with_gradient() -> Tensor:
     return weight
 
 
-def program(tmp_path: Path, fault: str) -> subprocess.Popen[str]:
+def test_what_rank_0_was_short_of_is_said_though_the_others_broke_off_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_GRACE", 60)
+    message = r"rank 1 failed: .*; rank 0: no room$"
+    with pytest.raises(UserError, match=message), launch.ranks(2, CPU, rank_faults.wait):
+        raise distributed.RankLost("no room")
+
+
+def test_where_a_rank_cannot_be_started_the_others_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    start = SpawnProcess.start
+
+    def fail(process: SpawnProcess) -> None:
+        if started:
+            raise BlockingIOError(errno.EAGAIN, "no more processes")
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", fail)
+    with pytest.raises(BlockingIOError), launch.ranks(3, CPU, rank_faults.stay):
+        pass
+    assert started[0].exitcode == -signal.SIGKILL
+
+
+@contextmanager
+def program(tmp_path: Path, fault: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, str(ROOT / "tests/rank_faults.py"), fault]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        family: list[psutil.Process] = []
+        try:
+            yield running
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                family = psutil.Process(running.pid).children(recursive=True)
+            for process in (running, *family):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 @pytest.mark.parametrize(("fault", "reason"), [("die", "killed by SIGKILL"), ("lose", "connection closed by peer")])
 def test_a_dead_rank_ends_even_a_stage_that_does_not_notice(tmp_path: Path, fault: str, reason: str) -> None:
-    running = program(tmp_path, fault)
-    _, said = running.communicate(timeout=200)
+    with program(tmp_path, fault) as running:
+        _, said = running.communicate(timeout=200)
     assert running.returncode == 1
     assert "Traceback" not in said
     (line,) = [line for line in said.splitlines() if " ERROR " in line]  # gloo may have a word to say as well
@@ -149,16 +185,18 @@ def test_a_dead_rank_ends_even_a_stage_that_does_not_notice(tmp_path: Path, faul
 
 
 def test_a_killed_stage_leaves_no_process_behind(tmp_path: Path) -> None:
-    running = program(tmp_path, "stay")
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "ready").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    family = psutil.Process(running.pid).children(recursive=True)
-    assert family
-    running.kill()
-    running.communicate()
+    with program(tmp_path, "stay") as running:
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "ready").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        family = psutil.Process(running.pid).children(recursive=True)
+        assert family
+        running.kill()
+        running.wait()
     _, alive = psutil.wait_procs(family, timeout=60)
+    for orphan in alive:
+        orphan.kill()
     assert not alive
 
 

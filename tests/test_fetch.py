@@ -139,6 +139,14 @@ def test_busy_servers_are_asked_again_missing_files_are_not(server: Server, tmp_
     assert not (tmp_path / "other.bin").exists()
 
 
+def test_a_server_that_asks_for_hours_is_not_obeyed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUSY", 0)
+    server.statuses, server.retry_after = [429], "7200"
+    assert fetch(f"{server.url}/file.bin", tmp_path / "file.bin").read_bytes() == CONTENT
+
+
 def test_nobody_answers(server: Server, tmp_path: Path) -> None:
     server.close()
     with pytest.raises(UserError, match="cannot be fetched"):

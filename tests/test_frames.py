@@ -442,7 +442,7 @@ def test_a_video_that_crashes_a_decoder_is_named_like_any_other_bad_one(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frames, "_decode_one", worker_faults.crash_on_a_bad_video)
-    monkeypatch.setattr(frames, "PATIENCE", 10.0)
+    monkeypatch.setattr(frames, "PATIENCE", 30.0)
     clips = [clip(name, f"{name}.mp4") for name in ("crashes", "hangs", *(f"{number}" for number in range(6)))]
     store = pack(clips, videos, tmp_path / "frames", workers=2, allow_missing=2)
     assert store.missing == ["crashes", "hangs"]
@@ -452,8 +452,11 @@ def test_a_video_that_crashes_a_decoder_is_named_like_any_other_bad_one(
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "mpeg4"), ("a.avi", "mpeg4")])
-def test_damage_of_any_kind_is_one_line_about_the_clip(tmp_path: Path, name: str, codec: str) -> None:
+def test_damage_of_any_kind_is_one_line_about_the_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str
+) -> None:
     """Decoders fail in ways of their own; none of them may end the stage."""
+    monkeypatch.setattr(frames, "PATIENCE", 60.0)
     whole = write_video(tmp_path / name, moving(30), codec).read_bytes()
     draw = np.random.default_rng(0)
     jobs = []

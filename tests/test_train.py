@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import math
 import os
 import subprocess
@@ -365,6 +366,25 @@ def test_damaged_resume_file_starts_afresh(tmp_path: Path, monkeypatch: pytest.M
     assert resume.load() is None
     assert not resume.path.exists()
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EMFILE, "Too many open files"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_what_is_the_machines_fault_costs_no_resume_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    resume = ResumeFile("name")
+    resume.save({"epoch": 1})
+    with monkeypatch.context() as patched, pytest.raises(type(error), match=str(error.args[-1])):
+        patched.setattr(torch, "load", fail)
+        resume.load()
+    assert resume.load() == {"epoch": 1}
 
 
 def test_loss_that_is_not_a_number_names_task_step_and_last_good_epoch(

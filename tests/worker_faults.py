@@ -6,9 +6,10 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from structalign.data import frames
-from structalign.data.frames import Job, Packed
+if TYPE_CHECKING:
+    from structalign.data.frames import Job, Packed
 
 
 def double(number: int) -> int:
@@ -62,6 +63,8 @@ def sleep(seconds: float) -> float:
 
 
 def crash_on_a_bad_video(job: Job) -> Packed | str:
+    from structalign.data import frames
+
     if job[0].path.stem == "crashes":
         os.kill(os.getpid(), signal.SIGSEGV)
     if job[0].path.stem == "hangs":

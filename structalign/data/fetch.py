@@ -31,6 +31,7 @@ from structalign.files import fresh_dir
 from structalign.log import log, progress_bar
 
 CHUNK = 1 << 20
+BUSY = 60  # seconds to wait at most where a server says when to come again; some say hours
 TIMEOUT = (10, 60)  # seconds: to connect, and between two pieces
 ATTEMPTS = 5
 BACKOFF = 1.0  # seconds before the second attempt; doubles with each
@@ -166,7 +167,12 @@ class _Transfer:
         self.max_bytes = max_bytes
         self.session = requests.Session()
         # Refused connections and busy servers are retried here, broken transfers in `run`.
-        retry = Retry(total=ATTEMPTS, backoff_factor=BACKOFF, status_forcelist=(429, 500, 502, 503, 504))
+        retry = Retry(
+            total=ATTEMPTS,
+            backoff_factor=BACKOFF,
+            status_forcelist=(429, 500, 502, 503, 504),
+            retry_after_max=BUSY,
+        )
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(max_retries=retry))
 
@@ -386,8 +392,7 @@ def _opened(archive: Path, limits: Limits) -> Iterator[list[_Member]]:
         else:
             with tarfile.open(archive) as opened_tar:
                 members = _checked(_tar_members(opened_tar), archive, limits)
-                while opened_tar.fileobj.read(CHUNK):  # type: ignore[union-attr]
-                    pass  # the checksum of a compressed tar comes at its very end, after what tarfile reads
+                _read_to_the_end(opened_tar.fileobj, archive, limits)  # type: ignore[arg-type]
                 yield members
     except _DAMAGED as error:
         raise _damaged(archive, error) from None
@@ -395,6 +400,23 @@ def _opened(archive: Path, limits: Limits) -> Iterator[list[_Member]]:
         if error.errno is not None:  # a full disk, for one; decompressors raise theirs without a number
             raise
         raise _damaged(archive, error) from None
+
+
+def _read_to_the_end(stream: IO[bytes], archive: Path, limits: Limits) -> None:
+    """Have a compressed tar's checksum verified, which comes at its very end, after what tarfile reads."""
+    most = _most_bytes(archive, limits)
+    while stream.read(CHUNK):
+        if stream.tell() > most:
+            raise _bomb(archive, most)
+
+
+def _most_bytes(archive: Path, limits: Limits) -> int:
+    """Bytes that an archive may unpack to; a tar pads each member to blocks."""
+    return min(limits.total_bytes, limits.ratio * archive.stat().st_size + CHUNK)
+
+
+def _bomb(archive: Path, most: int) -> UserError:
+    return UserError(f"{archive}: would unpack to over {most:,} bytes: refused, it may be a bomb")
 
 
 _DAMAGED = (
@@ -438,13 +460,13 @@ def _tar_members(opened: tarfile.TarFile) -> Iterator[_Member]:
 
 def _checked(members: Iterator[_Member], archive: Path, limits: Limits) -> list[_Member]:
     """Collect what is no folder; stop at the first harmful one, before the rest is even read."""
-    most = min(limits.total_bytes, limits.ratio * archive.stat().st_size + CHUNK)
+    most = _most_bytes(archive, limits)
     found: dict[str, _Member] = {}
     total = 0
     for count, member in enumerate(members, 1):
         total += member.size
         if total > most:
-            raise UserError(f"{archive}: would unpack to over {most:,} bytes: refused, it may be a bomb")
+            raise _bomb(archive, most)
         if count > limits.members:
             raise UserError(f"{archive}: holds over {limits.members:,} members: refused, it may be a bomb")
         if member.kind == "folder" and member.name.rstrip("/") == ".":
