@@ -34,7 +34,7 @@ from structalign.method.structalign import StructAlign
 from structalign.model.backbone import ClipInfo
 from structalign.model.pretrain import ARCHITECTURE
 from structalign.model.retriever import Retriever
-from structalign.seeding import generator, use_threads
+from structalign.seeding import generator, use_arithmetic
 from structalign.train import autocast
 
 OFF = {"crp_weight": 0.0, "etf_weight": 0.0, "pseudo_weight": 0.0}
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--peak", type=float, help="TFLOP/s of the data sheet, in place of a measured matrix product")
     args = parser.parse_args()
     config = Config.load()
-    use_threads(config.threads)
+    use_arithmetic(config.threads)
     device = pick_device(args.device)
     setting = Setting(architecture(args.clip), device, args.batch, args.frames, args.precision, args.compile)
     steps = build(config, setting)

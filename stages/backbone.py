@@ -15,12 +15,12 @@ from structalign.log import log
 from structalign.model.backbone import ClipInfo, open_clip_backbone, save_clip
 from structalign.model.pretrain import tiny_backbone
 from structalign.record import Record
-from structalign.seeding import use_threads
+from structalign.seeding import use_arithmetic
 
 
 def main(config: Config) -> None:
     """Get CLIP's weights, by name, from a file, or by training a tiny one; write models/clip and task 0."""
-    use_threads(config.threads)
+    use_arithmetic(config.threads)
     clip, info = _backbone(config)
     with fresh_dir(Path("models/clip")) as folder:
         save_clip(clip, info, folder)

@@ -18,12 +18,12 @@ from structalign.gallery import TaskGallery, copy_galleries, load_galleries, sav
 from structalign.learner import Learner
 from structalign.log import log
 from structalign.record import Record
-from structalign.seeding import use_threads
+from structalign.seeding import use_arithmetic
 
 
 def main(config: Config, task: int) -> None:
     """Evaluate after one task: data/gallery/after-NN, and metrics/task-NN with recall over all seen tasks."""
-    use_threads(config.threads)
+    use_arithmetic(config.threads)
     split = read_task(Path(f"data/split/task-{task:02d}.json"))
     learner = Learner(config, split.num_categories, Checkpoint.load(Path(f"models/task-{task:02d}")))
     store = FrameStore(Path("data/frames"))

@@ -134,7 +134,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if _out_of_memory(error) and not isinstance(error, UserError | OSError):
-        return "out of memory: lower train.batch_size, evaluate.batch_size or machine.workers"
+        return "out of memory: raise train.devices, or lower train.batch_size, evaluate.batch_size or machine.workers"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"disk full while writing {error.filename or 'an output'}: free some space and run again"
     return " ".join(str(error).split())

@@ -21,7 +21,7 @@ from structalign.gallery import TaskGallery, load_galleries
 from structalign.learner import Learner
 from structalign.log import log
 from structalign.resume import ResumeFile, fingerprint
-from structalign.seeding import use_deterministic, use_threads
+from structalign.seeding import use_arithmetic, use_deterministic
 from structalign.train import Cost, LossCurve, Trainer
 from structalign.usage import peak_memory_mb
 
@@ -56,7 +56,7 @@ def _follow(config: Config, task: int, resume: ResumeFile, folder: str) -> None:
 
 def _take_up(config: Config, task: int) -> tuple[TaskSplit, Checkpoint, Learner]:
     """The task's split, what the previous task left, and a learner that is ready to go on from there."""
-    use_threads(config.threads)
+    use_arithmetic(config.threads)
     use_deterministic(config.train.deterministic)
     split = read_task(Path(f"data/split/task-{task:02d}.json"))
     previous = Checkpoint.load(Path(f"models/task-{task - 1:02d}"))

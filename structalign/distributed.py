@@ -22,15 +22,27 @@ class RankLost(RuntimeError):
 
 
 def pick_device(name: str) -> torch.device:
-    """Resolve `machine.device`: auto takes a GPU where there is one."""
+    """Resolve `machine.device`: auto takes a GPU where there is one.
+
+    Raises
+    ------
+    UserError
+        Where the name is none, or that of a GPU that this machine lacks.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"machine.device = {name!r}: must be auto, cpu, cuda or cuda:N") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"machine.device = {name!r}: must be auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"machine.device = {name!r}: this machine has no usable GPU; auto takes the CPU here")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"machine.device = {name!r}: this machine's {torch.cuda.device_count()} visible GPUs count from cuda:0"
+        )
     return device
 
 

@@ -21,9 +21,14 @@ def generator(seed: int, *path: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *path))
 
 
-def use_threads(threads: int | Literal["auto"]) -> None:
-    """Compute with so many CPU threads; sums are grouped by thread, so their last bits depend on the number."""
+def use_arithmetic(threads: int | Literal["auto"]) -> None:
+    """Compute with so many CPU threads, and on a GPU in full precision where nothing else is asked for.
+
+    Sums are grouped by thread, so their last bits depend on the number. The patch embedding, the only convolution,
+    would otherwise be rounded to TF32, which changes features by up to 1e-4.
+    """
     torch.set_num_threads(available_cores() if threads == "auto" else threads)
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def use_deterministic(wanted: bool) -> None:

@@ -68,9 +68,13 @@ def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> f
 def autocast(precision: str, device: torch.device) -> torch.autocast | nullcontext[None]:
     """Mixed precision for `train.precision`: auto is bf16 on a GPU that has it, full precision elsewhere."""
     if precision == "auto":
-        gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if gpu else "fp32"
+        precision = "bf16" if device.type == "cuda" and _has_bf16(device) else "fp32"
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def _has_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):  # the question is about the present GPU
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class Trainer:

@@ -295,6 +295,17 @@ def test_bfloat16_trains_and_stays_close(vision: str, text: str) -> None:
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
+@pytest.mark.parametrize("vision", ["none", "lora", "frame_fusion", "moe"])
+def test_the_residual_stream_of_every_method_is_in_full_precision(vision: str) -> None:
+    retriever = small_retriever(vision, "none")
+    kept = []
+    for block in retriever.clip.visual.transformer.resblocks:
+        block.register_forward_hook(lambda _module, _inputs, states: kept.append(states.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        retriever.encode_video(batch()[0])
+    assert set(kept) == {torch.float32}
+
+
 def test_a_small_share_of_the_neighbours_survives_half_precision() -> None:
     retriever = small_retriever("frame_fusion", "none")
     fusions = [module for module in retriever.modules() if isinstance(module, FrameFusionAttention)]

@@ -181,7 +181,7 @@ def test_a_dead_rank_ends_even_a_stage_that_does_not_notice(tmp_path: Path, faul
     assert running.returncode == 1
     assert "Traceback" not in said
     (line,) = [line for line in said.splitlines() if " ERROR " in line]  # gloo may have a word to say as well
-    assert line.endswith(f"train.devices = 2: rank 1 failed: {reason}")
+    assert f" train.devices = 2: rank 1 failed: {reason}" in line  # and rank 0's words, where it broke off as well
 
 
 def test_a_killed_stage_leaves_no_process_behind(tmp_path: Path) -> None:
@@ -216,6 +216,9 @@ def test_a_killed_stage_leaves_no_process_behind(tmp_path: Path) -> None:
         (2, "cuda:1", 8, r"machine\.device = 'cuda:1' names one"),
         (4, "auto", 2, r"train\.devices = 4: this machine has 2 visible GPUs"),
         (2, "cuda", 0, r"machine\.device = 'cuda': this machine has no usable GPU"),
+        ("auto", "cuda:9", 2, r"machine\.device = 'cuda:9': this machine's 2 visible GPUs count from cuda:0"),
+        ("auto", "mps", 0, r"machine\.device = 'mps': must be auto, cpu, cuda or cuda:N"),
+        ("auto", "gpu", 0, r"machine\.device = 'gpu': must be auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_number_of_devices(

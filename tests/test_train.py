@@ -36,7 +36,7 @@ from structalign.method.structalign import StructAlign
 from structalign.model.backbone import CLIP_LOG_SCALE, ClipInfo, save_clip, text_tower
 from structalign.model.retriever import Retriever
 from structalign.resume import ResumeFile
-from structalign.seeding import use_deterministic, use_threads
+from structalign.seeding import use_arithmetic, use_deterministic
 from structalign.train import LossCurve, Trainer, learning_rate_factor
 from structalign.usage import available_cores
 
@@ -122,10 +122,12 @@ def evaluate(method: Method, data: TrainingSet, task: int) -> dict[str, float]:
     return recall_within_task(ranking, task)
 
 
-@pytest.mark.parametrize("task", [1, 2])
+@pytest.mark.parametrize(("task", "precision"), [(1, "fp32"), (2, "fp32"), (2, "bf16")])
 @pytest.mark.parametrize("name", TRAINED)
-def test_every_method_trains_lowers_its_loss_and_finds_videos_better(tmp_path: Path, name: str, task: int) -> None:
-    config = config_for(name)
+def test_every_method_trains_lowers_its_loss_and_finds_videos_better(
+    tmp_path: Path, name: str, task: int, precision: str
+) -> None:
+    config = config_for(name, train={"precision": precision})
     method, data = start(config, task)
     before = evaluate(method, data, task)
     cost = Trainer(method, data, config, task).run(tmp_path / "loss.csv")
@@ -432,9 +434,9 @@ def test_the_number_of_threads_is_a_parameter_and_not_the_machines() -> None:
     before = torch.get_num_threads()
     try:
         for threads in (2, 1):
-            use_threads(threads)
+            use_arithmetic(threads)
             assert torch.get_num_threads() == threads
-        use_threads("auto")
+        use_arithmetic("auto")
         assert torch.get_num_threads() == available_cores()
     finally:
         torch.set_num_threads(before)

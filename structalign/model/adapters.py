@@ -123,8 +123,7 @@ class FrameFusionAttention(nn.Module):
         own = attend(self.base, *project(self.base, query))
         asked, offered, held = project(self.cross, query)
         cross = attend(self.cross, self._neighbour(asked), offered, held)
-        # Mixed precision ends here, and in the residual stream from here on: half precision rounds a small share of a
-        # small difference away.
+        # Mixed precision ends here: half precision rounds a small share of a small difference away.
         dtype = torch.promote_types(own.dtype, self.share.dtype)
         return torch.lerp(own.to(dtype), cross.to(dtype), self.share.to(dtype)), None
 

@@ -38,6 +38,11 @@ _OF_A_TASK = re.compile(r"(?:^|\.)(?:prototypes|routers|noises)\.(\d+)$")
 """Names of the parameters that exist once a task, with the task's number less 1."""
 
 
+def _full_residual(_module: nn.Module, _inputs: Any, patches: Tensor) -> Tensor:
+    """Keep the residual stream in full precision under autocast, with every method: the patches set its type."""
+    return patches.float() if patches.dtype in (torch.bfloat16, torch.float16) else patches
+
+
 class Retriever(nn.Module):
     """Encodes videos into frame features and texts into word features, in CLIP's joint space.
 
@@ -95,6 +100,7 @@ class Retriever(nn.Module):
             self._attach_text(num_tasks)
         self._adapter_names = [name for name, weight in self.named_parameters() if id(weight) not in frozen]
         self.requires_grad_(False)
+        self.clip.visual.conv1.register_forward_hook(_full_residual)
 
     @property
     def device(self) -> torch.device:
