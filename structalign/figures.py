@@ -24,7 +24,8 @@ from matplotlib.ticker import MaxNLocator
 from structalign.files import atomic_write_bytes
 
 PALETTE = sns.color_palette("colorblind")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")
+"""One more than there are colours, so that no two of a hundred lines share both."""
 TERM_NAMES = {
     "total": "total",
     "scl": "contrastive (SCL)",
@@ -442,20 +443,18 @@ def recall_against_bwf(runs: Sequence[Mapping[str, Any]]) -> Figure:
     figure, (axes,) = _figure(1, 1, width=7.6, height=4.8)
     for index, method in enumerate(dict.fromkeys(run["method"] for run in runs)):
         points = np.array([(run["bwf"], run["r1"]) for run in runs if run["method"] == method], dtype=float)
-        colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+        style = _line_style(index)
         spread = points.std(axis=0, ddof=1) if len(points) > 1 else np.zeros(2)
-        axes.scatter(*points.T, color=colour, s=10, alpha=0.5, linewidths=0)
+        axes.scatter(*points.T, color=style["color"], s=10, alpha=0.5, linewidths=0)
         axes.errorbar(
             *points.mean(axis=0),
             xerr=spread[0],
             yerr=spread[1],
-            color=colour,
-            marker=marker,
+            **{**style, "linestyle": "none"},
             markersize=9,
             markeredgecolor="0.2",
             capsize=3,
             linewidth=1.2,
-            linestyle="none",
             label=f"{method} ({len(points)})",
         )
     axes.axvline(0, color=_GREY, linewidth=1, zorder=1)
@@ -483,7 +482,7 @@ def compare_recall(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     figure, panels = _figure(1, 2, width=10.5, height=4)
     for index, (name, rows) in enumerate(runs.items()):
         after = [row["after"] for row in rows]
-        style = {"marker": MARKERS[index % len(MARKERS)], "color": PALETTE[index % len(PALETTE)]}
+        style = _line_style(index)
         for axes, key in zip(panels, ("r1", "bwf"), strict=True):
             axes.plot(after, [row[key] for row in rows], label=name, **style)
     longest = max((row["after"] for rows in runs.values() for row in rows), default=1)
@@ -501,6 +500,15 @@ def _figure(rows: int, columns: int, width: float, height: float, **axes: Any) -
     """Make a figure whose layout keeps titles, legends and footnotes off the data, and its panels."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **axes).ravel()
+
+
+def _line_style(index: int) -> dict[str, Any]:
+    """Tell the lines of many revisions apart: by colour and marker, and dashed where the colours come again."""
+    return {
+        "marker": MARKERS[index % len(MARKERS)],
+        "color": PALETTE[index % len(PALETTE)],
+        "linestyle": "-" if index < len(PALETTE) else "--",
+    }
 
 
 def _number(value: Any) -> float:

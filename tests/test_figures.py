@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from structalign import figures
@@ -89,6 +90,14 @@ def every_figure() -> dict[str, Figure]:
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, Figure]:
     return every_figure()
+
+
+def test_no_two_of_many_revisions_look_alike() -> None:
+    figure = figures.compare_recall({f"run {number}": recall_rows(3) for number in range(40)})
+    lines = [line for line in figure.axes[0].lines if line.get_label().startswith("run")]
+    looks = {(str(line.get_marker()), to_hex(line.get_color())) for line in lines}
+    assert len(looks) == len(lines) == 40
+    assert {line.get_linestyle() for line in lines} == {"-", "--"}
 
 
 def test_every_figure_has_a_title_and_every_panel_labelled_axes(drawn: dict[str, Figure]) -> None:
