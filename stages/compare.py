@@ -254,7 +254,9 @@ def main() -> None:
         help="for every run",
     )
     parser.add_argument("--jobs", type=int, default=1, help="experiments at a time")
-    parser.add_argument("--output", type=Path, default=None, help="default: plots/compare/<study>-<data>[-K]")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="default: plots/compare/STUDY-DATA[-K][-hash of other overrides]"
+    )
     args = parse(parser)
     with errors_in_one_line(args.debug):
         compare(args)

@@ -152,6 +152,6 @@ def test_a_study_runs_through_the_queue_and_names_what_failed(project: Project) 
     project.run("git", "commit", "--quiet", "-m", "study")
     printed = project.run(sys.executable, "-m", "stages.compare", "--study", "tiny", "--K", "2", "--seeds", "0")
     assert re.search("tiny-broken-shapes-2-seed0-[0-9a-f]+: failed", printed)
-    folder = project.folder / "plots/compare/tiny-shapes"
+    folder = project.folder / "plots/compare/tiny-shapes-2"
     assert {path.name for path in folder.iterdir()} == {"runs.csv", "table.md", "figure.png", "by_task.png"}
     assert [line.split(" | ")[0] for line in (folder / "table.md").read_text().splitlines()[2:]] == ["| structalign"]
