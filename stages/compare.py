@@ -62,9 +62,9 @@ def experiment_name(study: str, label: str, seed: int, common: list[str], commit
 
 def _words(common: list[str]) -> list[str]:
     """Tell apart what is common to the runs of a study: data and K in plain words, anything else as a hash."""
-    plain = [match[1] for item in common if (match := re.fullmatch(r"(?:data|K)=(\w+)", item))]
-    rest = [item for item in common if not re.fullmatch(r"(data|K)=\w+", item)]
-    return [*plain, hashlib.sha256(" ".join(rest).encode()).hexdigest()[:6]] if rest else plain
+    plain = {item: match[1] for item in common if (match := re.fullmatch(r"(?:data|K)=(\w+)", item))}
+    rest = [item for item in common if item not in plain]
+    return [*plain.values(), *([hashlib.sha256(" ".join(rest).encode()).hexdigest()[:6]] if rest else [])]
 
 
 def _joined(words: list[str]) -> str:
