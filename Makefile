@@ -9,9 +9,10 @@ export DVC_NO_ANALYTICS := 1
 
 setup: $(READY)
 
-$(READY): requirements.txt
+$(READY): requirements.txt pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(READY)
 
 repro: $(READY)
@@ -21,14 +22,14 @@ test: $(READY)
 	pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 show: $(READY)
-	@python -m stages.show
+	@python -m structalign show
 
 # make compare DATA=msrvtt K=20 STUDY=methods JOBS=2
 DATA ?= shapes
 STUDY ?= methods
 JOBS ?= 1
 compare: $(READY)
-	python -m stages.compare --study $(STUDY) --data $(DATA) --jobs $(JOBS) $(if $(K),--K $(K))
+	python -m structalign compare --study $(STUDY) --data $(DATA) --jobs $(JOBS) $(if $(K),--K $(K))
 
 # Break a small chain in 33 ways and see it recover; no drill starts after 20 minutes
 drill: $(READY)

@@ -88,7 +88,7 @@ class Project:
     def compose(self, *overrides: str) -> None:
         """Write params.yaml."""
         self.keep_notes_aside()
-        self.call(sys.executable, "-m", "stages.params", *SMALL, *overrides)
+        self.call(sys.executable, "-m", "structalign", "params", *SMALL, *overrides)
 
     def environment(self) -> dict[str, str]:
         """Environment variables of everything that runs here."""

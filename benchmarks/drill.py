@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.chain import STAGES, Project, Repro, machine
-from structalign.files import atomic_write_text
+from structalign.util.files import atomic_write_text
 
 SPARE = 40 << 20
 """Bytes that "free some space" gives a full disk."""
@@ -215,8 +215,8 @@ class Fault:
         elif re.search(r"disk (is )?full|No space left", advice):
             used = int(subprocess.check_output(["du", "-s", "-B1", self.project.folder]).split()[0])
             self._remount(used + SPARE + (60 << 20))
-        elif "stages.mend" in advice:
-            self.project.call(sys.executable, "-m", "stages.mend")
+        elif "structalign.cli.repair" in advice:
+            self.project.call(sys.executable, "-m", "structalign", "repair")
 
 
 def _ended(pid: int) -> bool:

@@ -24,7 +24,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from structalign.data.video import Request, decode, sample_indices
+from structalign.data.decode import Request, decode, sample_indices
 
 FRAMES, SIDE, SECONDS, RATE, HEIGHT, WIDTH = 12, 256, 20, 30, 240, 320
 

@@ -27,12 +27,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import PeakMemory, machine
-from structalign import metrics
-from structalign.checkpoint import load_tensors
-from structalign.config import EvaluateConfig, SimilarityConfig
-from structalign.evaluate import rank, recall_over_all, recall_within_task, video_to_text
-from structalign.gallery import TaskGallery
-from structalign.ranking import Ranker
+from structalign.config.schema import EvaluateConfig, SimilarityConfig
+from structalign.evaluation import metrics
+from structalign.evaluation.evaluate import rank, recall_over_all, recall_within_task, video_to_text
+from structalign.retrieval.gallery import TaskGallery
+from structalign.retrieval.ranker import Ranker
+from structalign.util.checkpoint import load_tensors
 
 WIDTH, WORDS = 512, 14
 CANDIDATES = 100

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.chain import MEASURED, Project, machine
-from structalign.files import atomic_write_text
+from structalign.util.files import atomic_write_text
 
 RUNS = {"first": "machine.workers=2", "again": "machine.workers=2", "one worker": "machine.workers=1"}
 

@@ -25,17 +25,17 @@ import torch
 
 from benchmarks.measure import machine
 from benchmarks.step import architecture
-from stages.params import compose
-from structalign.checkpoint import Checkpoint
-from structalign.config import Config
-from structalign.data.loader import TrainingSet
+from structalign.cli.params import compose
+from structalign.config.schema import Config
 from structalign.data.split import Sample
-from structalign.evaluate import rank, recall_over_all
-from structalign.gallery import TaskGallery
-from structalign.learner import CLIP, Learner
-from structalign.log import configure
-from structalign.model.backbone import save_clip
-from structalign.train import Trainer
+from structalign.evaluation.evaluate import rank, recall_over_all
+from structalign.model.clip import save_clip
+from structalign.retrieval.gallery import TaskGallery
+from structalign.training.learner import CLIP, Learner
+from structalign.training.loader import TrainingSet
+from structalign.training.trainer import Trainer
+from structalign.util.checkpoint import Checkpoint
+from structalign.util.log import configure
 
 CATEGORIES, SHOTS = 2, 16
 """Per task, and training videos per category."""

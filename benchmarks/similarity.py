@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.measure import in_turns, machine
-from structalign.method.similarity import word_frame_similarity
+from structalign.losses.similarity import word_frame_similarity
 
 
 def pair(video: Tensor, text: Tensor) -> Tensor:

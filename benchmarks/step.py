@@ -26,16 +26,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import machine
-from structalign.config import Config
-from structalign.distributed import pick_device
-from structalign.learner import compile_encoders
-from structalign.method.base import Batch, TrainingFeatures
-from structalign.method.structalign import StructAlign
-from structalign.model.backbone import ClipInfo
-from structalign.model.pretrain import ARCHITECTURE
+from structalign.config.schema import Config
+from structalign.methods.base import Batch, TrainingFeatures
+from structalign.methods.structalign import StructAlign
+from structalign.model.clip import ClipInfo
 from structalign.model.retriever import Retriever
-from structalign.seeding import generator, use_arithmetic
-from structalign.train import autocast
+from structalign.training.learner import compile_encoders
+from structalign.training.tiny_clip import ARCHITECTURE
+from structalign.training.trainer import autocast
+from structalign.util.distributed import pick_device
+from structalign.util.seeding import generator, use_arithmetic
 
 OFF = {"crp_weight": 0.0, "etf_weight": 0.0, "pseudo_weight": 0.0}
 VARIANTS = {

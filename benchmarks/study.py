@@ -4,7 +4,7 @@
 
 For long ablations on a small machine, where the start-up of stages is a good part of a run under DVC. Finished runs
 are kept under `.cache/study` and not run again at the same commit.
-`python -m stages.compare` does the same through DVC.
+`structalign compare` does the same through DVC.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 import pandas as pd
 
 from stages import backbone, download, evaluate, frames, report, split, train
-from stages.compare import present_commit, read_study, write
-from stages.params import compose
-from structalign.config import Config
-from structalign.files import read_json
-from structalign.log import configure, log
+from structalign.cli.compare import present_commit, read_study, write
+from structalign.cli.params import compose
+from structalign.config.schema import Config
+from structalign.util.files import read_json
+from structalign.util.log import configure, log
 
 ROOT = Path(__file__).resolve().parent.parent
 

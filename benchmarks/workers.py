@@ -23,8 +23,8 @@ from typing import Any
 
 import psutil
 
-from structalign.log import progress
-from structalign.workers import share_out
+from structalign.util.log import progress
+from structalign.util.workers import share_out
 
 JOBS, SIZE, WORKERS = 400, 300_000, 2
 LIMIT = 20.0
@@ -68,7 +68,7 @@ POOLS: dict[str, Callable[[], Iterator[Any]]] = {
     "concurrent.futures": standard,
     "loky": loky,
     "pebble": pebble,
-    "structalign.workers": ours,
+    "structalign.util.workers": ours,
 }
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from torch import nn
 
 from stages.run import run
-from structalign.checkpoint import Checkpoint
-from structalign.config import Config
-from structalign.files import fresh_dir
-from structalign.gallery import save_index
-from structalign.log import log
-from structalign.model.backbone import ClipInfo, open_clip_backbone, save_clip
-from structalign.model.pretrain import tiny_backbone
-from structalign.record import Record
-from structalign.seeding import use_arithmetic
+from structalign.config.schema import Config
+from structalign.evaluation.record import Record
+from structalign.model.clip import ClipInfo, open_clip_backbone, save_clip
+from structalign.retrieval.gallery import save_index
+from structalign.training.tiny_clip import tiny_backbone
+from structalign.util.checkpoint import Checkpoint
+from structalign.util.files import fresh_dir
+from structalign.util.log import log
+from structalign.util.seeding import use_arithmetic
 
 
 def main(config: Config) -> None:

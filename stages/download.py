@@ -6,11 +6,11 @@ from importlib import import_module
 from pathlib import Path
 
 from stages.run import run
-from structalign.config import Config
-from structalign.data.manifest import MANIFEST, Clip, raw_folder, write_manifest
-from structalign.data.splitfile import require_published
-from structalign.files import fresh_dir
-from structalign.log import log
+from structalign.config.schema import Config
+from structalign.data.clips import MANIFEST, Clip, raw_folder, write_manifest
+from structalign.data.datasets.published_splits import require_published
+from structalign.util.files import fresh_dir
+from structalign.util.log import log
 
 
 def main(config: Config) -> None:

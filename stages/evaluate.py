@@ -6,19 +6,19 @@ from functools import partial
 from pathlib import Path
 
 from stages.run import run
-from structalign.checkpoint import Checkpoint
-from structalign.config import Config
+from structalign.config.schema import Config
 from structalign.data.frames import FrameStore
 from structalign.data.split import read_task
-from structalign.diagnostics import diagnose
-from structalign.evaluate import rank
-from structalign.examples import follow, illustrate
-from structalign.files import fresh_dir
-from structalign.gallery import TaskGallery, copy_galleries, load_galleries, save_index
-from structalign.learner import Learner
-from structalign.log import log
-from structalign.record import Record
-from structalign.seeding import use_arithmetic
+from structalign.evaluation.diagnostics import diagnose
+from structalign.evaluation.evaluate import rank
+from structalign.evaluation.examples import follow, illustrate
+from structalign.evaluation.record import Record
+from structalign.retrieval.gallery import TaskGallery, copy_galleries, load_galleries, save_index
+from structalign.training.learner import Learner
+from structalign.util.checkpoint import Checkpoint
+from structalign.util.files import fresh_dir
+from structalign.util.log import log
+from structalign.util.seeding import use_arithmetic
 
 
 def main(config: Config, task: int) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.run import run
-from structalign.config import Config
+from structalign.config.schema import Config
+from structalign.data.clips import raw_folder, read_manifest, video_root
 from structalign.data.frames import clips_of, extract
-from structalign.data.manifest import raw_folder, read_manifest, video_root
-from structalign.files import fresh_dir
-from structalign.log import log
+from structalign.util.files import fresh_dir
+from structalign.util.log import log
 
 
 def main(config: Config) -> None:

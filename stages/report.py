@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from stages.run import run as run_stage
-from structalign import figures
-from structalign.config import Config
-from structalign.files import atomic_write_json, atomic_write_text, fresh_dir
-from structalign.log import log
-from structalign.page import render
-from structalign.published import PUBLISHED_NOTE
-from structalign.report import MODALITIES, TABLES, Run, read_run, summary, to_csv
+from structalign.config.schema import Config
+from structalign.report import figures
+from structalign.report.page import render
+from structalign.report.published import PUBLISHED_NOTE
+from structalign.report.tables import MODALITIES, TABLES, Run, read_run, summary, to_csv
+from structalign.util.files import atomic_write_json, atomic_write_text, fresh_dir
+from structalign.util.log import log
 
 METRICS = Path("metrics")
 PLOTS = Path("plots")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,9 +13,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from structalign.config import Config
-from structalign.errors import UserError
-from structalign.log import configure, log
+from structalign.config.schema import Config
+from structalign.util.command import errors_in_one_line, parse
+from structalign.util.errors import UserError
 
 _PATTERNS = {"${key}": "NN", "${item.previous}": "(NN-1)", "${last}": "K", "${data.name}": "DATA"}
 
@@ -34,41 +33,21 @@ def run(stage: Callable[..., None], task: bool = False) -> None:
     """
     name = Path(sys.argv[0]).stem
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=stage.__doc__, epilog=contract(name), formatter_class=raw)
+    parser = argparse.ArgumentParser(description=stage.__doc__, epilog=describe_io(name), formatter_class=raw)
     if task:
         parser.add_argument("--task", type=int, required=True, help="which task, from 1")
     parser.add_argument("--params", default="params.yaml", help="parameter file (default: %(default)s)")
     args = parse(parser)
     with errors_in_one_line(args.debug):
         config = Config.load(args.params)
-        with alone(name + (f"-{args.task:02d}" if task else "")):
+        with single_instance(name + (f"-{args.task:02d}" if task else "")):
             if task:
                 stage(config, _checked_task(args.task, config.K))
             else:
                 stage(config)
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line, `--debug` included, and set logging up accordingly."""
-    parser.add_argument("--debug", action="store_true", help="log details, and show tracebacks of errors")
-    args = parser.parse_args()
-    configure("DEBUG" if args.debug else "INFO")
-    return args
-
-
-@contextmanager
-def errors_in_one_line(debug: bool) -> Iterator[None]:
-    """End the program with one line where the user can mend what went wrong; `debug` lets the traceback through."""
-    try:
-        yield
-    except (UserError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
-        if debug or (isinstance(error, RuntimeError) and not _out_of_memory(error)):
-            raise
-        log.error(describe(error))
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
-
-
-def contract(name: str) -> str:
+def describe_io(name: str) -> str:
     """Say what a stage reads, from which parameters, and what it writes, as `dvc.yaml` declares it.
 
     Returns
@@ -95,7 +74,7 @@ def _outputs(stage: dict[str, Any]) -> list[Any]:
 
 
 @contextmanager
-def alone(name: str) -> Iterator[None]:
+def single_instance(name: str) -> Iterator[None]:
     """Hold the lock of a stage: if `dvc` is killed its child lives on, and two of a stage must never write at once.
 
     Raises
@@ -121,20 +100,3 @@ def _checked_task(task: int, num_tasks: int) -> int:
     if not 1 <= task <= num_tasks:
         raise UserError(f"--task {task}: params.yaml has K = {num_tasks}, so tasks go from 1 to {num_tasks}")
     return task
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; PyTorch says so with a RuntimeError of its own on a GPU and with another on the CPU."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
-
-
-def describe(error: BaseException) -> str:
-    """Put an error into one line for the person at the keyboard."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    if _out_of_memory(error) and not isinstance(error, UserError | OSError):
-        return "out of memory: raise train.devices, or lower train.batch_size, evaluate.batch_size or machine.workers"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"disk full while writing {error.filename or 'an output'}: free some space and run again"
-    return " ".join(str(error).split())

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.run import run
-from structalign.config import Config
-from structalign.data.manifest import MANIFEST, Clip, raw_folder, read_manifest
+from structalign.config.schema import Config
+from structalign.data.clips import MANIFEST, Clip, raw_folder, read_manifest
+from structalign.data.datasets.published_splits import require_published, split_file
 from structalign.data.split import (
     TaskSplit,
     few_shot_split,
@@ -17,9 +18,8 @@ from structalign.data.split import (
     task_file,
     write_task,
 )
-from structalign.data.splitfile import require_published, split_file
-from structalign.files import fresh_dir
-from structalign.log import log
+from structalign.util.files import fresh_dir
+from structalign.util.log import log
 
 SPLIT = Path("data/split")
 MISSING = Path("data/frames/missing.json")

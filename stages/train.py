@@ -9,21 +9,22 @@ from pathlib import Path
 import torch
 
 from stages.run import run
-from structalign import distributed, launch
-from structalign.checkpoint import Checkpoint
-from structalign.config import Config
+from structalign.config.schema import Config
 from structalign.data.frames import FrameStore
-from structalign.data.loader import TrainingSet
 from structalign.data.split import TaskSplit, read_task
-from structalign.evaluate import rank, recall_over_all
-from structalign.files import atomic_write_json, fresh_dir
-from structalign.gallery import TaskGallery, load_galleries
-from structalign.learner import Learner
-from structalign.log import log
-from structalign.resume import ResumeFile, fingerprint
-from structalign.seeding import use_arithmetic, use_deterministic
-from structalign.train import Cost, LossCurve, Trainer
-from structalign.usage import peak_memory_mb
+from structalign.evaluation.evaluate import rank, recall_over_all
+from structalign.retrieval.gallery import TaskGallery, load_galleries
+from structalign.training import launch
+from structalign.training.learner import Learner
+from structalign.training.loader import TrainingSet
+from structalign.training.resume import ResumeFile, fingerprint
+from structalign.training.trainer import Cost, LossCurve, Trainer
+from structalign.util import distributed
+from structalign.util.checkpoint import Checkpoint
+from structalign.util.files import atomic_write_json, fresh_dir
+from structalign.util.log import log
+from structalign.util.machine import peak_memory_mb
+from structalign.util.seeding import use_arithmetic, use_deterministic
 
 
 def main(config: Config, task: int) -> None:

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bad_cases import CASES, INFO, ROOT, Case, small_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from structalign.config import ModelConfig
-from structalign.errors import UserError
+from structalign.config.schema import ModelConfig
 from structalign.model.retriever import Retriever
+from structalign.util.errors import UserError
+from tests.helpers.bad_cases import CASES, INFO, ROOT, Case, small_clip
 
 DOCUMENT = ROOT / "docs/bad-input.md"
 ALLOWED = {"data/missing-videos.txt", "file.bin.lock", "file.bin.part", "file.bin.part.validator"}
@@ -40,8 +40,10 @@ def _written_down(request: pytest.FixtureRequest) -> Iterator[None]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, and published splits as small as those of the cases."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("structalign.data.splitfile.PUBLISHED_SIZES", {"msrvtt": (8, 4), "actnet": (8, 4)})
-    monkeypatch.setattr("structalign.data.fetch.BACKOFF", 0.0)
+    monkeypatch.setattr(
+        "structalign.data.datasets.published_splits.PUBLISHED_SIZES", {"msrvtt": (8, 4), "actnet": (8, 4)}
+    )
+    monkeypatch.setattr("structalign.data.download.BACKOFF", 0.0)
     return tmp_path
 
 

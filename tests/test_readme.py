@@ -16,10 +16,10 @@ import pytest
 import yaml
 from dvc.cli import parse_args
 
-from stages.params import compose
 from stages.run import run
+from structalign.cli.params import compose
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PLACES = ("data/", "models/", "metrics/", "plots/")
 """Where outputs lie: named in the README, made by a run."""
@@ -58,7 +58,7 @@ def overrides_of(command: str) -> list[str]:
 def composing() -> list[str]:
     """Commands that set parameters, and the overrides that the text names on their own (`-S key=value`)."""
     loose = [f"dvc exp run {_data_before(code)}{code}" for code in CODE if code.startswith("-S ")]
-    own = [command for command in starting("python", "-m") if "stages.params" in command]
+    own = [command for command in starting("python", "-m") if "params" in command]
     return [command for command in [*starting("dvc", "exp"), *own, *loose] if overrides_of(command)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("structalign", "stages", "conf") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 NEVER = {

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from structalign.config import FramesConfig
-from structalign.data.manifest import Clip
-from structalign.data.video import Request, UndecodableError, decode, sample_indices
-from structalign.errors import UserError
-from structalign.files import MEND, atomic_write_json, read_json
-from structalign.log import log, progress
-from structalign.workers import Lost, share_out
+from structalign.config.schema import FramesConfig
+from structalign.data.clips import Clip
+from structalign.data.decode import Request, UndecodableError, decode, sample_indices
+from structalign.util.errors import UserError
+from structalign.util.files import MEND, atomic_write_json, read_json
+from structalign.util.log import log, progress
+from structalign.util.workers import Lost, share_out
 
 __all__ = ["FrameStore", "Missing", "extract", "sample_indices"]
 

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from structalign.data.manifest import Clip
-from structalign.data.splitfile import PublishedSplit, entries, read_published
-from structalign.errors import UserError
-from structalign.files import atomic_write_json, read_json
+from structalign.data.clips import Clip
+from structalign.data.datasets.published_splits import PublishedSplit, entries, read_published
+from structalign.util.errors import UserError
+from structalign.util.files import atomic_write_json, read_json
 
 __all__ = [
     "Category",

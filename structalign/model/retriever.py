@@ -10,8 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from structalign.config import ModelConfig
-from structalign.errors import UserError
+from structalign.config.schema import ModelConfig
 from structalign.model.adapters import (
     PROJECTIONS,
     Context,
@@ -20,7 +19,7 @@ from structalign.model.adapters import (
     LowRankAttention,
     LowRankExperts,
 )
-from structalign.model.backbone import (
+from structalign.model.clip import (
     CLIP_LOG_SCALE,
     ClipInfo,
     end_positions,
@@ -30,7 +29,8 @@ from structalign.model.backbone import (
     text_tower,
     word_mask,
 )
-from structalign.model.routed import RoutedExperts
+from structalign.model.mlp_moe import RoutedExperts
+from structalign.util.errors import UserError
 
 Trainable = Literal["adapters", "all"]
 

@@ -1,0 +1,114 @@
+"""Ask the trained system: rank the gallery as stored after a task, with the model as it was then.
+
+    structalign search "a red triangle with a blue core falling over dark bars" --after 5 --top 8
+    structalign search "a red triangle falling" --compare 1,5
+
+prints a table and writes a contact sheet of the frames, the best word-frame matches framed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from structalign.config.schema import Config
+from structalign.data.frames import FrameStore
+from structalign.evaluation.search import Hit, SearchIndex
+from structalign.util.command import errors_in_one_line, parse
+from structalign.util.errors import UserError
+from structalign.util.log import log
+
+HEIGHT = 112
+"""Pixels of a frame in the contact sheet."""
+
+MARGIN = 24
+"""Pixels above each row, for its title."""
+
+MARK = (213, 94, 0)
+
+
+def hits_table(query: str, after: int, hits: list[Hit]) -> Table:
+    """Tabulate what was found: a row a video."""
+    # Text, because brackets in a query or a caption are not markup
+    table = Table(title=Text(f"{query!r}, after task {after}"), title_justify="left")
+    for column in ("rank", "score", "clip", "category", "task", "caption", "best frame of each word"):
+        table.add_column(column, overflow="fold")
+    for hit in hits:
+        words = " ".join(f"{word}:{frame}" for word, frame in hit.matches)
+        cells = (str(hit.rank), f"{hit.score:.2f}", hit.clip, hit.category, str(hit.task), hit.caption, words)
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def contact_sheet(hits: list[Hit], store: FrameStore) -> Image.Image:
+    """Draw the frames of each video in a row; frames that a word matches best have a mark around them."""
+    rows = []
+    for hit in hits:
+        matched = {frame for _, frame in hit.matches}
+        frames = [Image.fromarray(frame) for frame in store.read(hit.clip)]
+        width = round(HEIGHT * frames[0].width / frames[0].height)
+        row = Image.new("RGB", (width * len(frames), HEIGHT + MARGIN), "white")
+        draw = ImageDraw.Draw(row)
+        draw.text((4, 6), f"{hit.rank}. {hit.clip} ({hit.category}): {hit.caption}", fill="black")
+        for number, frame in enumerate(frames):
+            row.paste(frame.resize((width, HEIGHT), Image.Resampling.BICUBIC), (number * width, MARGIN))
+            if number in matched:
+                box = (number * width, MARGIN, (number + 1) * width - 1, MARGIN + HEIGHT - 1)
+                draw.rectangle(box, outline=MARK, width=4)
+        rows.append(row)
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def parse_tasks(after: int | None, compare: str | None, num_tasks: int) -> list[int]:
+    """Read which tasks should answer: `--after 5`, `--compare 1,5`, or the last; check all before any answers."""
+    option = f"--compare {compare}" if compare else f"--after {after}"
+    try:
+        tasks = [int(part) for part in compare.split(",")] if compare else [num_tasks if after is None else after]
+    except ValueError:
+        raise UserError(f"{option}: expected task numbers such as 1,5") from None
+    if not all(1 <= task <= num_tasks for task in tasks):
+        raise UserError(f"{option}: tasks go from 1 to {num_tasks}")
+    return tasks
+
+
+def main() -> None:
+    """Parse the command line and search."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("query", help="what the video should show")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--after", type=int, default=None, metavar="T", help="task that answers (default: the last)")
+    which.add_argument("--compare", default=None, metavar="T,U", help="answer after several tasks, one table each")
+    parser.add_argument("--top", type=int, default=8, help="videos to show (default: %(default)s)")
+    parser.add_argument("--params", default="params.yaml", help="parameters of the run (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("plots/search"),
+        help="folder of the contact sheets (default: %(default)s)",
+    )
+    args = parse(parser)
+    with errors_in_one_line(args.debug):
+        config = Config.load(args.params)
+        tasks = parse_tasks(args.after, args.compare, config.K)
+        if args.top < 1:
+            raise UserError(f"--top {args.top}: must be at least 1")
+        args.output.mkdir(parents=True, exist_ok=True)
+        store = FrameStore(Path("data/frames"))
+        for after in tasks:
+            hits = SearchIndex(config, after).search(args.query, args.top)
+            Console(width=None if sys.stdout.isatty() else 160).print(hits_table(args.query, after, hits))
+            path = args.output / f"after-{after:02d}.png"
+            contact_sheet(hits, store).save(path)
+            log.info(f"contact sheet: {path}")

@@ -1,0 +1,105 @@
+"""Print experiments so that a person can read them: what each changed, and what came of it.
+
+    structalign show
+
+takes what `dvc exp show` knows. DVC gives every parameter that differs anywhere a column of its own; here each
+experiment names what it changed against the commit that it stands under.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from structalign.util.command import errors_in_one_line, parse
+from structalign.util.errors import UserError
+
+METRICS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "bwf": "BWF", "mean_r1": "mean R@1", "train_seconds": "train, s"}
+CHOICES = ("data.name", "method.name", "variant")
+"""Parameters that set others, so that they are named first."""
+
+FOLLOWS = ("about", "tasks", "last")
+"""Parameters that follow from others."""
+
+NAMED = 6
+"""Changes that are named of each experiment; the others are counted."""
+
+Row = Mapping[str, str]
+
+
+def parameters(values: Mapping[str, object], prefix: str = "") -> list[str]:
+    """List the dotted keys of nested parameters, without those that follow from others."""
+    keys: list[str] = []
+    for key, value in values.items():
+        if prefix or key not in FOLLOWS:
+            keys += parameters(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return keys
+
+
+def changes(row: Row, base: Row, keys: Sequence[str]) -> list[str]:
+    """Name what differs between two experiments as overrides; a group that was exchanged stands for its keys.
+
+    Parameters
+    ----------
+    row, base : mapping
+        Rows of `dvc exp show --csv`.
+    keys : sequence of str
+        Dotted keys of parameters.
+    """
+    differing = [key for key in keys if row.get(key, "") != base.get(key, "")]
+    chosen = {key.split(".")[0]: row[key] for key in CHOICES if key in differing}
+    others = {key: row.get(key, "") for key in differing if key.split(".")[0] not in chosen}
+    return [f"{key}={value}" for key, value in {**chosen, **others}.items()]
+
+
+def experiments_table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
+    """Tabulate experiments under the commits that they started from."""
+    table = Table(title="experiments (recall in %, BWF in points; changes against the commit above)", box=None)
+    table.title_justify = "left"
+    table.add_column("experiment", no_wrap=True)
+    for name in METRICS.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("changed", overflow="fold")
+    base = next((row for row in rows if row["typ"] == "baseline" and row["rev"] != "workspace"), rows[0])
+    for row in rows:
+        commit = row["typ"] == "baseline"
+        if commit and row["rev"] != "workspace":
+            base = row
+        name = row["rev"] if commit else f"  {row['Experiment'] or row['rev']}"
+        numbers = [f"{float(row[key]):.2f}" if row.get(key) else "" for key in METRICS]
+        table.add_row(Text(name, style="bold" if commit else ""), *numbers, Text(_remarks(row, base, keys)))
+    return table
+
+
+def _remarks(row: Row, base: Row, keys: Sequence[str]) -> str:
+    changed = changes(row, base, keys)
+    more = [f"and {len(changed) - NAMED} more"] if len(changed) > NAMED else []
+    state = row.get("State", "")
+    remarks = [state.lower()] if state and state != "Success" else []
+    remarks += ["WARNING: epoch picked on the test set"] if row.get("select") == "best_on_test" else []
+    return "; ".join([*remarks, " ".join([*changed[:NAMED], *more])]) if changed else "; ".join(remarks)
+
+
+def main() -> None:
+    """Parse the command line, ask DVC, and print."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--num", type=int, default=1, help="commits to show, newest first (default: %(default)s)")
+    args = parse(parser)
+    with errors_in_one_line(args.debug):
+        command = ["dvc", "exp", "show", "--csv", "--num", str(args.num)]
+        done = subprocess.run(command, text=True, capture_output=True, check=False)
+        if done.returncode != 0:
+            raise UserError(f"dvc exp show: {' '.join(done.stderr.split())}")
+        rows = list(csv.DictReader(done.stdout.splitlines()))
+        keys = parameters(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")))
+        Console(width=None if sys.stdout.isatty() else 160).print(experiments_table(rows, keys))

@@ -1,0 +1,1 @@
+"""Parameters: their schema and how it is read."""

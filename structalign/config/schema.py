@@ -1,0 +1,385 @@
+"""The schema of `params.yaml`: every parameter, its type, its range and its meaning.
+
+A bad value raises one `UserError` that names the key, the value and what is allowed. The defaults live in
+`conf/` (Hydra composes them into `params.yaml`), so that a file with a key missing is refused as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from structalign.util.errors import UserError
+from structalign.util.machine import available_cores
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Auto = Literal["auto"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Source(_Section):
+    """One file to obtain: from an URL, or from a path on this machine (then nothing is fetched)."""
+
+    source: str
+    """`https://...` or a local path."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Checksum the file must have; null where the publisher gives none."""
+
+
+class ShapesData(_Section):
+    """The built-in benchmark: generated videos, nothing to fetch."""
+
+    name: Literal["shapes"]
+    protocol: Literal["fewshot"]
+    categories: Annotated[int, Field(ge=1, le=20)]
+    train_videos: Positive
+    """Training videos per category."""
+    test_videos: Positive
+    """Test videos per category."""
+
+
+class MsrvttData(_Section):
+    """MSR-VTT with the CTVR benchmark's splits."""
+
+    name: Literal["msrvtt"]
+    protocol: Literal["published", "fewshot"]
+    archive: Source
+    """The videos, as the archive that the benchmark names, or a local folder or archive."""
+    annotations: Source | None
+    """MSR-VTT's own annotation file; null takes it from the archive."""
+    splits: dict[int, Source]
+    """Published split file for each K it was published for."""
+    test_captions: Source
+
+
+class ActnetData(_Section):
+    """ActivityNet Captions with the CTVR benchmark's splits; the videos are the user's."""
+
+    name: Literal["actnet"]
+    protocol: Literal["published", "fewshot"]
+    videos: str | None
+    """Folder of the ActivityNet videos on this machine."""
+    splits: dict[int, Source]
+    train_captions: Source
+    test_captions: Source
+
+
+class LocalData(_Section):
+    """Any folder of videos and one CSV that says what is in them."""
+
+    name: Literal["local"]
+    protocol: Literal["fewshot"]
+    videos: str | None
+    """Folder of videos."""
+    csv: str | None
+    """CSV with the columns video, start, end, category, caption, split."""
+
+
+Data = Annotated[ShapesData | MsrvttData | ActnetData | LocalData, Field(discriminator="name")]
+
+
+class FramesConfig(_Section):
+    """How clips become stored frames."""
+
+    num_frames: Positive
+    """Frames per clip, N: the middles of N equal intervals."""
+    short_side: Annotated[int, Field(ge=16)]
+    """Pixels of the stored frames' shorter side."""
+    quality: Annotated[int, Field(ge=1, le=100)]
+    """JPEG quality."""
+    shard_mb: Positive
+    """Megabytes per packed shard."""
+    allow_missing: Count
+    """How many clips may be left out because they cannot be decoded."""
+
+
+class SplitConfig(_Section):
+    """How categories become tasks (protocol `fewshot`; `published` reads both from the split file)."""
+
+    shots: Positive
+    """Training videos per category."""
+    order: Literal["shuffled", "given"]
+    """Order in which categories become tasks."""
+    joint: bool
+    """Hand the training data of all tasks to task 1, and none to the others: the upper bound `method=joint`."""
+
+
+class BackboneConfig(_Section):
+    """The CLIP that everything starts from."""
+
+    architecture: str
+    """An open_clip model name, or `tiny`: a small CLIP trained here, on still frames of the built-in data."""
+    pretrained: str | None
+    """An open_clip pretrained tag."""
+    weights: str | None
+    """A local weights file, in place of `pretrained`."""
+    steps: Positive
+    """Training steps of the tiny CLIP."""
+
+
+class ModelConfig(_Section):
+    """Adapters (METHOD.md, section 2)."""
+
+    vision_adapter: Literal["frame_fusion", "lora", "moe", "none"]
+    adapter_layers: Count | Literal["all"]
+    """How many of the last vision blocks carry an adapter; all: every one."""
+    vision_rank: Positive
+    """Rank of the vision LoRA, and of the vision experts of `moe`."""
+    text_adapter: Literal["experts", "lora", "moe", "none"]
+    experts: Positive
+    """LoRA experts per projection, E; of `moe`, experts per block."""
+    top_k: Positive
+    """Experts that answer for one text; of `moe`, for one text or frame."""
+    rank: Positive
+    """Rank r of the text LoRA, and of the text experts of `moe`."""
+    lora_alpha: Rate
+    """LoRA updates, and what the experts of `moe` add, are scaled by lora_alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Dropout on the input of LoRA's A, and on the hidden states of `moe`'s experts."""
+
+    @model_validator(mode="after")
+    def _top_k_within_experts(self) -> ModelConfig:
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k = {self.top_k} exceeds experts = {self.experts}")
+        return self
+
+
+class SimilarityConfig(_Section):
+    """The score that ranks videos for a query (METHOD.md, section 3)."""
+
+    pooling: Literal["max", "soft"]
+    alpha: Fraction
+    """Share of the word-frame score in the ranking; the rest is the global cosine."""
+
+
+class EtfConfig(_Section):
+    """The simplex equiangular tight frame (METHOD.md, section 4)."""
+
+    construction: Literal["exact", "random"]
+    num_classes: Annotated[int, Field(ge=2)] | None
+    """Prototypes to provide for; null: the number of categories over all tasks."""
+    train_projections: bool
+    """Whether the linear maps P_t and P_v train; the released code leaves them at their random start."""
+
+
+class LossConfig(_Section):
+    """Weights and forms of the training losses (METHOD.md, section 4). A term of weight 0 costs nothing."""
+
+    etf_weight: Weight
+    etf_adaptive: bool
+    """True: ETF always weighs etf_weight of the base loss. False: etf_weight is a plain factor."""
+    crp_weight: Weight
+    crp_teacher: Literal["previous", "initial"]
+    temperature: Rate
+    """Temperature of relation preservation and of distillation."""
+    pseudo_weight: Weight
+    """Weight of the term that contrasts pseudo pairs of old classes with the batch."""
+    pseudo_etf: bool
+    """Whether pseudo pairs of old classes join the ETF term as well."""
+    pseudo_balanced: bool
+    """True: old classes are drawn alike. False: in proportion to their training samples."""
+    distill_weight: Weight
+    """Weight of the distillation term of lwf, vr_lwf and zscl."""
+    cross_task_weight: Fraction
+    """Share b of stablefusion's cross-task term: (1 - b) * SCL + b * CE."""
+    same_video: Literal["negative", "masked", "positive"]
+    """What two captions of one video are to each other within a batch, in every contrastive term of any method."""
+
+
+class MethodConfig(_Section):
+    """Which continual-learning method runs (METHOD.md, section 7)."""
+
+    name: Literal[
+        "structalign", "zeroshot", "finetune", "lwf", "vr_lwf", "zscl", "moe_adapter", "stablefusion", "joint"
+    ]
+
+
+class TrainConfig(_Section):
+    """Optimisation (METHOD.md, section 4)."""
+
+    epochs: Positive
+    """Epochs per task."""
+    batch_size: Annotated[int, Field(ge=2)]
+    lr_first: Rate
+    """Learning rate in task 1."""
+    lr_later: Rate
+    """Learning rate of the attention adapters in later tasks."""
+    lr_scalars: Rate
+    """Learning rate of fusion scalars and task prototypes in later tasks."""
+    lr_clip: Rate
+    """Learning rate of the methods that train all of CLIP, in every task."""
+    weight_decay: Weight
+    eps: Rate
+    clip_norm: Rate
+    warmup: Fraction
+    """Share of task 1's steps that warm up; later tasks have no warm-up."""
+    schedule: Literal["cosine", "released"]
+    """cosine: half a cosine down to 0. released: a full one, which comes back up."""
+    select: Literal["last", "best_on_test"]
+    """Which epoch is kept. best_on_test leaks the test set; it is there to compare with published tables."""
+    patience: Positive
+    """best_on_test: stop after this many epochs without a better R@1 ..."""
+    min_epochs: Count
+    """... but not before this many."""
+    freeze_experts: bool
+    """moe_adapter: when a task ends, the experts that it used most keep what they learnt."""
+    balanced: bool
+    """Batches draw categories alike, whatever their number of videos."""
+    crop_scale: Annotated[float, Field(gt=0, le=1)]
+    """Smallest share of the frame's area that a random crop keeps."""
+    flip: bool
+    """Random horizontal flips; off where captions say left or right."""
+    precision: Literal["auto", "fp32", "bf16"]
+    """auto: bf16 on a GPU that has it, fp32 elsewhere."""
+    devices: Positive | Auto
+    """Devices that train together, each on a share of every batch; auto: all visible GPUs, or 1 on the CPU. Loss and
+    gradients are those of one device up to rounding, but each device draws dropout and router noise of its own."""
+    share_videos: bool
+    """Encode a video that occurs several times in a batch once, with one augmentation for all of its captions."""
+    compile: bool
+    """Compile the encoders with torch.compile: minutes at first, faster steps afterwards."""
+    deterministic: bool
+    """Use only algorithms that repeat bit for bit on a GPU, and stop at an operation that has none; slower. The CPU's
+    always do."""
+
+
+class EvaluateConfig(_Section):
+    """Encoding and ranking of the test videos."""
+
+    batch_size: Positive
+    """Videos encoded at a time."""
+    drift_videos: Count
+    """Test videos per class encoded again after every task to see how far features moved; 0: none."""
+    rerank: Positive | None
+    """null: every query is scored against every video. M: each query's M best videos by global cosine are scored by
+    words and frames as well, and all others rank below them, in the order of their global cosine. A candidate's
+    score is the fused one, but the mean and standard deviation of its word-frame z-score come from 512 videos spread
+    evenly over the gallery. Where M covers the gallery, nothing changes. train.select=best_on_test ranks in full."""
+    index: Literal["flat", "faiss"]
+    """How the M best are found. flat: among all global cosines. faiss: in an inverted file of 8-bit vectors, for
+    galleries beyond memory; it may miss some, and videos that it does not return tie for the last rank."""
+
+    @model_validator(mode="after")
+    def _index_needs_rerank(self) -> EvaluateConfig:
+        if self.index != "flat" and self.rerank is None:
+            raise ValueError(f"index = {self.index!r} needs rerank, the number of candidates to find for each query")
+        return self
+
+
+class MachineConfig(_Section):
+    """How this machine is used. No stage runs again when it changes: workers change no result, another kind of device
+    changes last bits, and precision where `train.precision` is auto."""
+
+    device: str
+    """auto, cpu, cuda, cuda:1, ..."""
+    workers: Positive | Auto
+    """Processes that decode videos and threads that decode stored frames; auto: one per core."""
+
+    @property
+    def num_workers(self) -> int:
+        """`workers` as a number."""
+        return available_cores() if self.workers == "auto" else self.workers
+
+
+class TaskEntry(_Section):
+    """One row of the schedule that `dvc.yaml` iterates over."""
+
+    id: Positive
+    previous: str
+
+
+class Config(_Section):
+    """All of `params.yaml`."""
+
+    about: str
+    variant: Literal["method", "released"]
+    K: Annotated[int, Field(ge=1, le=99)]
+    """Number of tasks."""
+    seed: Count
+    """The one seed: data, split, initialisation, order and noise all follow from it."""
+    threads: Positive | Auto
+    """CPU threads that PyTorch computes with; results depend on them in the last bits, which training magnifies.
+    auto: one per core, so that machines of different sizes differ."""
+    tasks: dict[str, TaskEntry]
+    last: str
+    data: Data
+    frames: FramesConfig
+    split: SplitConfig
+    backbone: BackboneConfig
+    model: ModelConfig
+    similarity: SimilarityConfig
+    etf: EtfConfig
+    loss: LossConfig
+    method: MethodConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    machine: MachineConfig
+
+    @model_validator(mode="after")
+    def _tasks_follow_from_k(self) -> Config:
+        names = [f"{task:02d}" for task in range(1, self.K + 1)]
+        previous = [f"{task:02d}" for task in range(self.K)]
+        same = list(self.tasks) == names and [entry.previous for entry in self.tasks.values()] == previous
+        if not same or self.last != names[-1]:
+            raise ValueError(
+                f"K = {self.K} disagrees with tasks = {list(self.tasks)} (last: {self.last}); "
+                f"set K with `dvc exp run -S K={self.K}` or `structalign params K={self.K}`, not by hand"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path = "params.yaml") -> Config:
+        """Read and check a parameter file.
+
+        Raises
+        ------
+        UserError
+            Where the file is missing, is not YAML, or holds a key or value that is not allowed.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; `structalign params` composes it") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
+        return cls.parse(values, str(path))
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], where: str = "params") -> Config:
+        """Check values that are already in memory; `where` names their origin in error messages."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = "; ".join(_describe(item) for item in error.errors())
+            raise UserError(f"{where}: {problems}") from None
+
+
+def _describe(error: Any) -> str:
+    """One problem as `key = value: what would be right`."""
+    tags = ("shapes", "msrvtt", "actnet", "local")
+    # A tagged union adds the tag to the location: data.shapes.categories is data.categories to the user.
+    location = [str(part) for index, part in enumerate(error["loc"]) if not (index == 1 and part in tags)]
+    key = ".".join(part for part in location if part not in ("constrained-int", "literal['auto']", "literal['all']"))
+    kind, message = error["type"], error["msg"]
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key"
+    if kind == "missing":
+        return f"{key}: missing"
+    if kind == "value_error":
+        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    if kind.startswith("union_tag"):
+        given = error["input"].get("name") if isinstance(error["input"], dict) else error["input"]
+        return f"data.name = {given!r}: must be one of {', '.join(tags)}"
+    return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,203 @@
+"""The one table that every data set becomes: a clip a row, stored as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from structalign.util.errors import UserError
+from structalign.util.files import atomic_write_text, user_path
+
+if TYPE_CHECKING:
+    from structalign.config.schema import Config
+
+MANIFEST = "manifest.jsonl"
+RAW = Path("data/raw")
+
+# Ids become names inside the frame shards, so only characters that every file system and archive takes.
+_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One video, or a part of one, with its captions. A clip that exists is a valid one.
+
+    Parameters
+    ----------
+    id : str
+        Unique name: up to 120 letters, digits, `_`, `-` and `.`, not starting with `-` or `.`.
+    video : str
+        Path of the video below `video_root(config)`, with `/` between its parts.
+    start, end : float or None
+        Seconds from the video's start; None: from its beginning, to its end.
+    category : str
+        What the clip shows; tasks are sets of categories.
+    split : {"train", "test"}
+        Which side the clip is on.
+    captions : tuple of str
+        At least one, none of them blank.
+
+    Raises
+    ------
+    UserError
+        Where a value is not allowed; the message names the clip.
+    """
+
+    id: str
+    video: str
+    start: float | None
+    end: float | None
+    category: str
+    split: Literal["train", "test"]
+    captions: tuple[str, ...]
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    def __post_init__(self) -> None:
+        if not _SAFE_ID.fullmatch(self.id):
+            raise UserError(
+                f"clip id {self.id[:80]!r}: must be 1 to 120 letters, digits, '_', '-' or '.', "
+                "and start with a letter, a digit or '_'"
+            )
+        where = f"clip {self.id}"
+        check_relative(self.video, where)
+        _check_times(self.start, self.end, where)
+        if self.split not in ("train", "test"):
+            raise UserError(f"{where}: split = {self.split!r}: must be train or test")
+        if not self.category.strip():
+            raise UserError(f"{where}: the category is empty")
+        if not self.captions:
+            raise UserError(f"{where}: has no caption; every clip needs at least one")
+        if not all(caption.strip() for caption in self.captions):
+            raise UserError(f"{where}: has an empty caption")
+        if not all(_encodable(text) for text in (self.category, *self.captions)):
+            raise UserError(f"{where}: category or caption holds half a character (a lone surrogate)")
+
+
+def check_relative(path: str, where: str) -> None:
+    r"""Refuse a path that could lead out of the folder it is looked up in.
+
+    Parameters
+    ----------
+    path : str
+        A path from an annotation file or an archive.
+    where : str
+        What the error message starts with.
+
+    Raises
+    ------
+    UserError
+        For an absolute path, a `..`, a drive letter, a backslash, a control character or an empty path.
+    """
+    pure = PurePosixPath(path)
+    outside = pure.is_absolute() or ".." in pure.parts or "\\" in path or re.match(r"[A-Za-z]:", path)
+    if outside or not pure.parts or _CONTROL.search(path) or not _encodable(path):
+        raise UserError(
+            f"{where}: path {path[:200]!r} is not allowed: it must be relative, with '/' between its parts, "
+            "and stay inside its folder"
+        )
+
+
+def _check_times(start: float | None, end: float | None, where: str) -> None:
+    for name, seconds in (("start", start), ("end", end)):
+        if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
+            raise UserError(f"{where}: {name} = {seconds}: must be a number of seconds, 0 or more")
+    if end is not None and (start or 0.0) >= end:
+        raise UserError(f"{where}: start = {start or 0.0} must be less than end = {end}")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def write_manifest(clips: Iterable[Clip], path: str | Path) -> None:
+    """Check `clips` as a whole and write them, one JSON object a line.
+
+    Raises
+    ------
+    UserError
+        See `read_manifest`.
+    """
+    clips = list(clips)
+    for _, problem in _conflicts(clips):
+        raise UserError(f"{path}: {problem}")
+    atomic_write_text(path, "".join(json.dumps(asdict(clip), ensure_ascii=False) + "\n" for clip in clips))
+
+
+def read_manifest(path: str | Path) -> list[Clip]:
+    """Read what `write_manifest` wrote, and check it again.
+
+    Raises
+    ------
+    UserError
+        Where the file is missing, empty or not JSON lines, a clip is not valid, an id occurs twice, or a
+        video is in train and in test. The message names file and line.
+    """
+    path = Path(path)
+    adapter = TypeAdapter(Clip)
+    clips = []
+    try:
+        # Not splitlines(): captions may hold characters such as U+2028, which it takes for line ends.
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; the stage `download` writes it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8: {error}") from None
+    if lines == [""]:
+        raise UserError(f"{path}: holds no clip")
+    for number, line in enumerate(lines, 1):
+        try:
+            clips.append(adapter.validate_json(line))
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"{path}:{number}: {key + ': ' if key else ''}{first['msg']}") from None
+    for index, problem in _conflicts(clips):
+        raise UserError(f"{path}:{index + 1}: {problem}")
+    return clips
+
+
+def _conflicts(clips: list[Clip]) -> Iterator[tuple[int, str]]:
+    """Yield each clip (by index) that cannot stand beside the clips before it, and why."""
+    sides: dict[str, str] = {}
+    videos: dict[str, str] = {}
+    if not clips:
+        yield 0, "holds no clip"
+    for index, clip in enumerate(clips):
+        if sides.get(clip.id, clip.split) != clip.split:
+            yield index, f"clip {clip.id} is in train and in test; it may be in one of them only"
+        elif clip.id in sides:
+            yield index, f"clip {clip.id} occurs twice; ids must be unique"
+        elif videos.setdefault(clip.video, clip.split) != clip.split:
+            yield index, f"video {clip.video} is in train and in test (clip {clip.id}); choose one of them"
+        sides[clip.id] = clip.split
+
+
+def raw_folder(config: Config) -> Path:
+    """Return the folder that the stage `download` writes: manifest, annotations, and videos of ours."""
+    return RAW / config.data.name
+
+
+def video_root(config: Config) -> Path:
+    """Return the folder that `Clip.video` is relative to.
+
+    That is the user's own folder of videos where `data.videos` names one, and `raw_folder` elsewhere. Videos
+    of the user's stay where they are: DVC would copy what links inside its outputs point at, and these
+    folders can hold hundreds of gigabytes.
+    """
+    videos = getattr(config.data, "videos", None)
+    return user_path(videos) if videos else raw_folder(config)

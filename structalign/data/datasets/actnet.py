@@ -1,0 +1,91 @@
+"""ActivityNet Captions as the CTVR benchmark uses it: the first annotated segment of each video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from structalign.config.schema import ActnetData, Config
+from structalign.data.clips import Clip
+from structalign.data.datasets.common import (
+    by_id,
+    list_videos,
+    obtain,
+    read_json,
+    require_videos,
+    user_folder,
+    write_fingerprints,
+)
+from structalign.data.datasets.published_splits import keep_splits, read_benchmark
+from structalign.util.errors import UserError
+
+
+def prepare(config: Config, target: Path) -> list[Clip]:
+    """Turn the published annotations and the user's videos into clips.
+
+    Parameters
+    ----------
+    config : Config
+        Its section `data` names the folder of the videos, annotations and split files.
+    target : Path
+        Folder for what later stages read; the videos stay where they are.
+
+    Returns
+    -------
+    list of Clip
+        One per video of the published splits: `timestamps[0]`, `sentences[0]` (METHOD.md section 1).
+
+    Raises
+    ------
+    UserError
+        Where a source is missing or not as published, or a video is not in the folder.
+    """
+    data = config.data
+    assert isinstance(data, ActnetData)
+    folder = user_folder(data.videos, "data.videos")
+    paths = {num_tasks: obtain(source) for num_tasks, source in data.splits.items()}
+    videos = by_id(list_videos(folder))
+    placed = read_benchmark(paths, "actnet")
+    annotations = {side: obtain(source) for side, source in _captions(data).items()}
+    segments = {side: read_segments(path) for side, path in annotations.items()}
+    clips = []
+    for video, (side, category) in placed.items():
+        if video not in segments[side]:
+            raise UserError(f"{annotations[side]}: has no caption for video {video} of the published split")
+        start, end, caption = segments[side][video]
+        # Many people keep these videos under their YouTube names, without the leading `v_`.
+        path = videos.get(video) or videos.get(video.removeprefix("v_")) or f"{video}.mp4"
+        clips.append(Clip(video, path, start, end, category, side, (caption,)))  # type: ignore[arg-type]
+    present = set(videos.values())
+    missing = [clip.id for clip in clips if clip.video not in present]
+    require_videos(missing, len(clips), str(folder), config.frames.allow_missing)
+    write_fingerprints(folder, present & {clip.video for clip in clips}, target / "videos.json")
+    keep_splits(paths, target)
+    return clips
+
+
+def _captions(data: ActnetData) -> dict[str, Any]:
+    return {"train": data.train_captions, "test": data.test_captions}
+
+
+def read_segments(path: Path) -> dict[str, tuple[float, float, str]]:
+    """Read start and end (seconds) and caption of each video's first annotated segment.
+
+    Raises
+    ------
+    UserError
+        Where the file is not `{id: {"timestamps": [[start, end], ...], "sentences": [caption, ...]}}`.
+    """
+    annotations = read_json(path)
+    if not isinstance(annotations, dict):
+        raise UserError(f"{path}: must be a JSON object of videos")
+    segments = {}
+    for video, annotation in annotations.items():
+        try:
+            start, end = (float(seconds) for seconds in annotation["timestamps"][0])
+            segments[video] = (start, end, annotation["sentences"][0].strip())
+        except (TypeError, KeyError, IndexError, ValueError, AttributeError):
+            raise UserError(
+                f"{path}: video {video}: must have timestamps [[start, end], ...] and sentences [...]"
+            ) from None
+    return segments

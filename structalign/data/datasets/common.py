@@ -1,0 +1,157 @@
+"""What the data sets have in common: obtaining files, reading annotations, and videos that are not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from structalign.data.download import fetch, is_url
+from structalign.util.errors import UserError
+from structalign.util.files import atomic_write_json, atomic_write_text, user_path
+from structalign.util.log import log, progress
+
+if TYPE_CHECKING:
+    from structalign.config.schema import Source
+
+# Outside what DVC tracks: a download of gigabytes survives a run that fails after it, and serves queued runs as well.
+DOWNLOADS = Path("data/downloads")
+MISSING_LIST = Path("data/missing-videos.txt")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+
+_ENDS = 64 << 10  # bytes
+
+
+def obtain(source: Source) -> Path:
+    """Make a configured source available as a local, checked file.
+
+    Raises
+    ------
+    UserError
+        See `fetch`.
+    """
+    if not is_url(source.source):
+        return fetch(str(user_path(source.source)), "", source.sha256)
+    name = PurePosixPath(unquote(urlsplit(source.source).path)).name or "download"
+    # Two servers may use one name for different files.
+    target = user_path(DOWNLOADS) / f"{hashlib.sha256(source.source.encode()).hexdigest()[:8]}-{name}"
+    return fetch(source.source, target, source.sha256)
+
+
+def read_json(path: Path, max_bytes: int = 1 << 30) -> Any:
+    """Read an annotation file.
+
+    Raises
+    ------
+    UserError
+        Where it is missing, larger than `max_bytes`, not UTF-8 or not JSON.
+    """
+    try:
+        if path.stat().st_size > max_bytes:
+            raise UserError(f"{path}: larger than {max_bytes:,} bytes, too large for an annotation file")
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not UTF-8 JSON: {error}") from None
+
+
+def user_folder(path: str | None, key: str) -> Path:
+    """Check that a parameter names a folder.
+
+    Raises
+    ------
+    UserError
+        Where it names none; the message gives the parameter's `key`.
+    """
+    if not path:
+        raise UserError(f"{key} is not set: name the folder of the videos, for example -S {key}=/path/to/videos")
+    folder = user_path(path)
+    if not folder.is_dir():
+        raise UserError(f"{key} = {path}: no such folder")
+    return folder
+
+
+def list_files(folder: Path) -> list[str]:
+    """Paths of all files below a folder, relative to it, sorted."""
+    found = []
+    for parent, _, names in os.walk(folder):
+        found += [(Path(parent) / name).relative_to(folder).as_posix() for name in names]
+    return sorted(found)
+
+
+def list_videos(folder: Path) -> list[str]:
+    """Paths of all videos below a folder, relative to it, sorted.
+
+    Raises
+    ------
+    UserError
+        Where there is none.
+    """
+    found = [path for path in list_files(folder) if path.lower().endswith(VIDEO_SUFFIXES)]
+    if not found:
+        raise UserError(f"{folder}: holds no video ({', '.join(VIDEO_SUFFIXES)})")
+    return found
+
+
+def by_id(paths: Iterable[str]) -> dict[str, str]:
+    """Index video paths by their names without suffix; of two with one name the first is taken."""
+    found: dict[str, str] = {}
+    for path in paths:
+        name = PurePosixPath(path).stem
+        if name in found:
+            log.warning(f"two videos named {name}: {found[name]} is used, {path} is not")
+        found.setdefault(name, path)
+    return found
+
+
+def require_videos(missing: list[str], annotated: int, where: str, allowed: int) -> None:
+    """Refuse a data set that lacks more annotated videos than may be left out.
+
+    Parameters
+    ----------
+    missing : list of str
+        Ids of annotated videos that are not there. All are written to `MISSING_LIST`.
+    annotated : int
+        How many were looked for.
+    where : str
+        Where they were looked for.
+    allowed : int
+        `frames.allow_missing`. Within it the clips stay annotated, and `frames` lists them as left out.
+
+    Raises
+    ------
+    UserError
+        The message names ten of them.
+    """
+    names = user_path(MISSING_LIST)
+    if not missing:
+        names.unlink(missing_ok=True)
+        return
+    atomic_write_text(names, "".join(f"{name}\n" for name in missing))
+    more = f" and {len(missing) - 10} more, all listed in {MISSING_LIST}" if len(missing) > 10 else ""
+    message = f"{where}: {len(missing)} of {annotated} videos are missing: {', '.join(missing[:10])}{more}"
+    if len(missing) > allowed:
+        raise UserError(f"{message}; add them, or raise frames.allow_missing = {allowed}")
+    log.warning(f"{message}; left out, as frames.allow_missing = {allowed} allows")
+
+
+def write_fingerprints(folder: Path, paths: Iterable[str], target: Path) -> None:
+    """Note size and a checksum of both ends of each of the user's videos.
+
+    DVC does not watch a folder outside the project. With this file among the outputs of `download`, frames are
+    extracted again when videos have changed and `download` is run again.
+    """
+    marks = {}
+    for path in progress(sorted(set(paths)), desc="fingerprint videos", unit="video"):
+        with (folder / path).open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            digest = hashlib.sha256(stream.read(_ENDS))
+            stream.seek(max(0, size - _ENDS))
+            digest.update(stream.read(_ENDS))
+        marks[path] = {"bytes": size, "sha256_of_ends": digest.hexdigest()}
+    atomic_write_json(target, marks)

@@ -1,0 +1,479 @@
+"""Getting files from elsewhere: resumable, checked downloads, and archives that cannot harm the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import shutil
+import stat
+import struct
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import requests
+from filelock import FileLock, Timeout
+from requests.adapters import HTTPAdapter
+from tqdm import tqdm
+from urllib3.util import Retry
+
+from structalign.data.clips import check_relative
+from structalign.util.errors import UserError
+from structalign.util.files import fresh_dir
+from structalign.util.log import log, progress_bar
+
+CHUNK = 1 << 20
+BUSY = 60  # seconds to wait at most where a server says when to come again; some say hours
+TIMEOUT = (10, 60)  # seconds: to connect, and between two pieces
+ATTEMPTS = 5
+BACKOFF = 1.0  # seconds before the second attempt; doubles with each
+
+
+def is_url(source: str) -> bool:
+    """Whether `source` is to be fetched; anything else is a path on this machine.
+
+    Raises
+    ------
+    UserError
+        For a scheme other than http and https.
+    """
+    scheme, separator, _ = source.partition("://")
+    if separator and scheme not in ("http", "https"):
+        raise UserError(f"{source}: give an http or https URL, or a path on this machine")
+    return bool(separator)
+
+
+def fetch(source: str, target: str | Path, sha256: str | None = None, max_bytes: int = 64 << 30) -> Path:
+    """Make `source` available as a checked file on this machine.
+
+    Parameters
+    ----------
+    source : str
+        An http or https URL, or a local path, from which nothing is fetched or copied.
+    target : path
+        Where a download ends up. Until it is whole and checked it is `<target>.part`, which the next call
+        continues; a target that is there already is checked, not fetched again.
+    sha256 : str, optional
+        Checksum in hexadecimal that the file must have.
+    max_bytes : int
+        A larger file is refused.
+
+    Returns
+    -------
+    Path
+        `target` for an URL, the local path itself otherwise.
+
+    Raises
+    ------
+    UserError
+        Where the source is missing, unreachable or too large, or its checksum is another one.
+    """
+    if not is_url(source):
+        return _checked_local(Path(source).expanduser(), sha256)
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _turn(target):
+        return _fetch_url(source, target, sha256, max_bytes)
+
+
+@contextmanager
+def _turn(target: Path) -> Iterator[None]:
+    """Let one process at a time fetch a file; runs of DVC's queue share what is fetched."""
+    lock = FileLock(target.with_name(target.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info(f"{target}: another run is fetching it; waiting")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fetch_url(source: str, target: Path, sha256: str | None, max_bytes: int) -> Path:
+    if target.exists():
+        if sha256 is None or sha256_of(target) == sha256:
+            return target
+        log.warning(f"{target} does not have the checksum expected of {source}: fetched again")
+        target.unlink()
+    part = target.with_name(target.name + ".part")
+    _Transfer(source, part, pinned=sha256 is not None, max_bytes=max_bytes).run()
+    if sha256 is not None:
+        found = sha256_of(part)
+        if found != sha256:
+            _forget(part)
+            raise UserError(
+                f"{source}: checksum mismatch: SHA-256 is {found}, expected {sha256}; the file was removed"
+            )
+    os.replace(part, target)
+    _forget(part)
+    return target
+
+
+def _checked_local(path: Path, sha256: str | None) -> Path:
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give a path on this machine or an http(s) URL")
+    if sha256 is not None:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder, which has no checksum; set its sha256 to null")
+        found = sha256_of(path)
+        if found != sha256:
+            raise UserError(f"{path}: checksum mismatch: SHA-256 is {found}, expected {sha256}")
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream, _byte_bar(path.stat().st_size, f"check {path.name}") as bar:
+        while piece := stream.read(CHUNK):
+            digest.update(piece)
+            bar.update(len(piece))
+    return digest.hexdigest()
+
+
+def _byte_bar(total: int | None, desc: str, done: int = 0) -> tqdm:
+    bar = progress_bar(total, desc, "B")
+    bar.unit_scale = True
+    bar.initial = bar.n = done
+    return bar
+
+
+def _validator_file(part: Path) -> Path:
+    return part.with_name(part.name + ".validator")
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _validator_file(part).unlink(missing_ok=True)
+
+
+class _Transfer:
+    """One download into a `.part` file, continued where an earlier attempt or an earlier run broke off."""
+
+    def __init__(self, url: str, part: Path, pinned: bool, max_bytes: int) -> None:
+        self.url = url
+        self.part = part
+        self.pinned = pinned
+        self.max_bytes = max_bytes
+        self.session = requests.Session()
+        # Refused connections and busy servers are retried here, broken transfers in `run`.
+        retry = Retry(
+            total=ATTEMPTS,
+            backoff_factor=BACKOFF,
+            status_forcelist=(429, 500, 502, 503, 504),
+            retry_after_max=BUSY,
+        )
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, HTTPAdapter(max_retries=retry))
+
+    def run(self) -> None:
+        """Fetch until nothing is missing; give up after `ATTEMPTS` in a row that brought nothing new."""
+        best, failures = self._size(), 0
+        with self.session:
+            while (problem := self._attempt()) is not None:
+                failures = 0 if self._size() > best else failures + 1
+                best = max(best, self._size())
+                if failures >= ATTEMPTS:
+                    raise self._given_up(problem)
+                log.warning(f"{self.url}: broke off after {self._size():,} bytes; continuing")
+                time.sleep(BACKOFF * 2**failures)
+
+    def _size(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def _given_up(self, problem: Exception | str) -> UserError:
+        reason = " ".join(str(problem).split())
+        return UserError(f"{self.url}: cannot be fetched ({reason}); try again, or give a local path instead")
+
+    def _attempt(self) -> Exception | str | None:
+        """Try once; return what went wrong on the way, None when the file is whole."""
+        offset = self._usable_offset()
+        try:
+            response = self.session.get(self.url, headers=self._headers(offset), stream=True, timeout=TIMEOUT)
+        except requests.RequestException as error:
+            raise self._given_up(error) from None
+        with response:
+            if response.status_code == requests.codes.requested_range_not_satisfiable:
+                return self._after_the_end(response, offset)
+            if not response.ok:
+                raise self._given_up(f"the server answers {response.status_code} {response.reason}")
+            if offset and not _continues(response, offset):
+                offset = 0  # the server sends it all: the file has changed, or ranges are unknown to it
+            try:
+                self._receive(response, offset)
+            except requests.RequestException as error:
+                return error
+        return None
+
+    def _usable_offset(self) -> int:
+        """Count the bytes worth keeping: where a checksum or the server will tell if they belong."""
+        return self._size() if self.pinned or _validator_file(self.part).exists() else 0
+
+    def _headers(self, offset: int) -> dict[str, str]:
+        headers = {"Accept-Encoding": "identity"}  # so that sizes and ranges are those of the file itself
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+            if _validator_file(self.part).exists():
+                headers["If-Range"] = _validator_file(self.part).read_text(encoding="latin-1")
+        return headers
+
+    def _after_the_end(self, response: requests.Response, offset: int) -> str | None:
+        """Handle the answer to a range that starts at or beyond the end: the file is whole, or another."""
+        if response.headers.get("Content-Range") == f"bytes */{offset}":
+            return None
+        _forget(self.part)
+        return "what was fetched before does not fit"
+
+    def _receive(self, response: requests.Response, offset: int) -> None:
+        length = response.headers.get("Content-Length", "")
+        total = offset + int(length) if length.isdigit() else None
+        if total is not None:
+            self._check_size(total)
+            check_room(self.part.parent, total - offset, self.url)
+        with (
+            self.part.open("ab" if offset else "wb") as stream,
+            _byte_bar(total, f"fetch {self.part.stem}", done=offset) as bar,
+        ):
+            if not offset:  # only now that the old bytes are gone may the new ones' name replace theirs
+                self._note_validator(response)
+            for piece in response.iter_content(CHUNK):
+                self._check_size(stream.tell() + len(piece))
+                stream.write(piece)
+                bar.update(len(piece))
+
+    def _note_validator(self, response: requests.Response) -> None:
+        etag = response.headers.get("ETag", "")
+        validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+        if validator:
+            _validator_file(self.part).write_text(validator, encoding="latin-1")
+        else:
+            _validator_file(self.part).unlink(missing_ok=True)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_bytes:
+            _forget(self.part)
+            raise UserError(f"{self.url}: {size:,} bytes or more, where {self.max_bytes:,} are allowed")
+
+
+def _continues(response: requests.Response, offset: int) -> bool:
+    partial_content = response.status_code == requests.codes.partial_content
+    return partial_content and response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """Refuse what the disk cannot hold before the first byte is written.
+
+    Raises
+    ------
+    UserError
+        Where fewer than `needed` bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(f"{what}: needs {needed:,} bytes in {folder}, where only {free:,} are free")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an archive may hold.
+
+    Parameters
+    ----------
+    members : int
+        Files and folders.
+    total_bytes : int
+        Bytes of the files taken out.
+    ratio : int
+        Unpacked bytes per packed byte of the whole archive; videos barely compress, text about tenfold.
+    """
+
+    members: int = 500_000
+    total_bytes: int = 256 << 30
+    ratio: int = 100
+
+
+@dataclass(frozen=True)
+class _Member:
+    """An entry of an archive, whatever the archive's kind."""
+
+    name: str
+    size: int
+    kind: str  # file, folder, link or device, encrypted file
+    open: Callable[[], IO[bytes] | None]
+
+
+def member_names(archive: str | Path, limits: Limits | None = None) -> list[str]:
+    """Name the files in a zip or tar archive, all members having been found harmless.
+
+    Raises
+    ------
+    UserError
+        See `extract`.
+    """
+    with _opened(Path(archive), limits or Limits()) as members:
+        return [member.name for member in members if member.kind == "file"]
+
+
+def extract(
+    archive: str | Path,
+    target: str | Path,
+    names: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+) -> None:
+    """Unpack a zip or tar archive into a folder, all of it or nothing.
+
+    Parameters
+    ----------
+    archive : path
+        A `.zip`, or a `.tar` with any compression that Python reads; told by content, not by name.
+    target : path
+        The folder to make; an existing one is replaced.
+    names : mapping of str to str, optional
+        Members to take out, and their paths below `target`. Default: all, under their own names.
+        Links, devices and encrypted members are passed over where they are not asked for.
+    limits : Limits, optional
+        What a well-meant archive stays within.
+
+    Raises
+    ------
+    UserError
+        Where the archive is damaged, a member would leave the folder (`../`, an absolute path), occurs
+        twice, is a link, a device or encrypted, a wanted one is missing, or a limit is passed.
+    """
+    archive, limits = Path(archive), limits or Limits()
+    with _opened(archive, limits) as members, fresh_dir(target) as folder:
+        wanted = {member.name: member.name for member in members} if names is None else names
+        chosen = [member for member in members if member.name in wanted]
+        if missing := sorted(set(wanted) - {member.name for member in chosen}):
+            raise UserError(f"{archive}: holds no {missing[0]!r} ({len(missing)} such members missing)")
+        total = sum(member.size for member in chosen)
+        check_room(folder, total, str(archive))
+        with _byte_bar(total, f"unpack {archive.name}") as bar:
+            for member in chosen:
+                check_relative(wanted[member.name], str(archive))
+                _unpack(member, folder / wanted[member.name], archive, bar)
+
+
+def _unpack(member: _Member, path: Path, archive: Path, bar: tqdm) -> None:
+    if member.kind != "file":
+        raise UserError(f"{archive}: member {member.name!r} is no plain file but a {member.kind}: refused")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left = member.size
+    with member.open() as source, path.open("xb") as stream:  # type: ignore[union-attr]
+        while piece := source.read(min(CHUNK, left + 1)):
+            left -= len(piece)
+            if left < 0:
+                break
+            stream.write(piece)
+            bar.update(len(piece))
+    if left:
+        raise UserError(f"{archive}: member {member.name!r} is not as long as it says: refused")
+
+
+@contextmanager
+def _opened(archive: Path, limits: Limits) -> Iterator[list[_Member]]:
+    """Open an archive, check names, sizes and number, and turn its reader's errors into ours."""
+    if not archive.is_file():
+        raise UserError(f"{archive}: no such archive")
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as opened_zip:
+                yield _checked(_zip_members(opened_zip), archive, limits)
+        else:
+            with tarfile.open(archive) as opened_tar:
+                members = _checked(_tar_members(opened_tar), archive, limits)
+                _read_to_the_end(opened_tar.fileobj, archive, limits)  # type: ignore[arg-type]
+                yield members
+    except _DAMAGED as error:
+        raise _damaged(archive, error) from None
+    except OSError as error:
+        if error.errno is not None:  # a full disk, for one; decompressors raise theirs without a number
+            raise
+        raise _damaged(archive, error) from None
+
+
+def _read_to_the_end(stream: IO[bytes], archive: Path, limits: Limits) -> None:
+    """Have a compressed tar's checksum verified, which comes at its very end, after what tarfile reads."""
+    most = _most_bytes(archive, limits)
+    while stream.read(CHUNK):
+        if stream.tell() > most:
+            raise _bomb(archive, most)
+
+
+def _most_bytes(archive: Path, limits: Limits) -> int:
+    """Bytes that an archive may unpack to; a tar pads each member to blocks."""
+    return min(limits.total_bytes, limits.ratio * archive.stat().st_size + CHUNK)
+
+
+def _bomb(archive: Path, most: int) -> UserError:
+    return UserError(f"{archive}: would unpack to over {most:,} bytes: refused, it may be a bomb")
+
+
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    struct.error,
+    ValueError,
+)
+
+
+def _damaged(archive: Path, error: Exception) -> UserError:
+    reason = str(error).split("\n")[0].rstrip(": ")  # tarfile adds a line for every compression that it tried
+    return UserError(
+        f"{archive}: damaged, or neither a zip nor a tar archive ({reason}); "
+        "replace it, or delete it to have it fetched again"
+    )
+
+
+def _zip_members(opened: zipfile.ZipFile) -> Iterator[_Member]:
+    for info in opened.infolist():
+        mode = stat.S_IFMT(info.external_attr >> 16)
+        kind = "file" if mode in (0, stat.S_IFREG) else "link or device"  # 0: made where files have no mode
+        if info.is_dir():
+            kind = "folder"
+        elif info.flag_bits & 1:
+            kind = "encrypted file"
+        yield _Member(info.filename, info.file_size, kind, partial(opened.open, info))
+
+
+def _tar_members(opened: tarfile.TarFile) -> Iterator[_Member]:
+    for info in opened:
+        kind = "file" if info.isreg() and not info.issparse() else "link or device"
+        if info.isdir():
+            kind = "folder"
+        yield _Member(info.name, info.size, kind, partial(opened.extractfile, info))
+
+
+def _checked(members: Iterator[_Member], archive: Path, limits: Limits) -> list[_Member]:
+    """Collect what is no folder; stop at the first harmful one, before the rest is even read."""
+    most = _most_bytes(archive, limits)
+    found: dict[str, _Member] = {}
+    total = 0
+    for count, member in enumerate(members, 1):
+        total += member.size
+        if total > most:
+            raise _bomb(archive, most)
+        if count > limits.members:
+            raise UserError(f"{archive}: holds over {limits.members:,} members: refused, it may be a bomb")
+        if member.kind == "folder" and member.name.rstrip("/") == ".":
+            continue
+        check_relative(member.name, f"{archive}: refused")
+        if member.name in found:
+            raise UserError(f"{archive}: member {member.name!r} occurs twice: refused")
+        if member.kind != "folder":
+            found[member.name] = member
+    return list(found.values())

@@ -1,0 +1,1 @@
+"""Metrics and everything else that is measured after a task."""

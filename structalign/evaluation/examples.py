@@ -1,0 +1,220 @@
+"""Examples of what a run finds: a few queries, with their best results after each task since they were learnt.
+
+Which queries tell something (found and then lost, found throughout, never found) shows only afterwards. So a
+seeded draw of each task's queries is followed from the task on: their ranks and results are small and travel
+along the chain. After each task a few of them are chosen, and only their videos get pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from structalign.data.frames import FrameStore
+from structalign.evaluation.metrics import ranks
+from structalign.retrieval.gallery import TaskGallery
+
+FOLLOWED = 120
+"""Queries that a run follows, the same number of every task."""
+
+TOP = 5
+"""Results kept of each query; a query whose own video is among them counts as found."""
+
+MOMENTS = 6
+"""Tasks after which a chosen query's results are shown: all, or evenly spaced ones, the first and last included."""
+
+SHARES = {"lost": 3, "kept": 2, "varied": 1, "never": 2}
+"""How many of the chosen queries should be of which kind (`kind_of`)."""
+
+SHOWN = sum(SHARES.values())
+
+PICTURES = ((96, 75), (96, 50), (72, 50), (56, 40), (48, 30))
+"""Longer side (pixels) and JPEG quality of the pictures: the first that keeps all of them within the budget."""
+
+BUDGET = 180_000
+"""Characters that the pictures of a record may take."""
+
+
+@dataclass
+class Moment:
+    """What a query found after one task.
+
+    Attributes
+    ----------
+    after : int
+        The task, from 1.
+    rank : int
+        Rank of the query's own video among all stored ones, from 1; ties count against it.
+    of : int
+        Number of stored videos.
+    top : list of int
+        The best results, best first, as positions in the gallery: those of all tasks, one after the other.
+    """
+
+    after: int
+    rank: int
+    of: int
+    top: list[int]
+
+    @property
+    def found(self) -> bool:
+        """Whether the query's own video is among the first `TOP`."""
+        return self.rank <= TOP
+
+
+@dataclass
+class Followed:
+    """A query that is followed: its task, its text, its position, that of its own video, and what it found.
+
+    Positions are those in the galleries of all tasks, one after the other; later tasks do not change them.
+    """
+
+    task: int
+    query: str
+    row: int
+    video: int
+    history: list[Moment] = field(default_factory=list)
+
+
+def kind_of(followed: Followed) -> str:
+    """Sort a query by its history: `kept`, `never`, `lost` (found when learnt, not found now) or `varied`."""
+    found = [moment.found for moment in followed.history]
+    if all(found):
+        return "kept"
+    if not any(found):
+        return "never"
+    return "lost" if found[0] and not found[-1] else "varied"
+
+
+def follow(
+    earlier: list[Followed],
+    galleries: list[TaskGallery],
+    scores: Tensor,
+    num_tasks: int,
+    seed: int,
+) -> list[Followed]:
+    """Draw queries of the newest task, and note what all followed queries find now.
+
+    Parameters
+    ----------
+    earlier : list of Followed
+        What this function returned after the previous task.
+    galleries : list of TaskGallery
+        Of tasks 1..t.
+    scores : Tensor, shape (Q, V)
+        Of all queries against all stored videos; higher is better.
+    num_tasks : int
+        K.
+    seed : int
+        The seed of the run.
+    """
+    newest = galleries[-1]
+    first_row = sum(len(gallery.queries) for gallery in galleries[:-1])
+    first_video = sum(len(gallery.clips) for gallery in galleries[:-1])
+    order = np.random.default_rng([seed, newest.task]).permutation(len(newest.queries))
+    drawn = order[: max(1, FOLLOWED // num_tasks)].tolist()
+    added = [
+        Followed(newest.task, newest.queries[index], first_row + index, first_video + newest.target[index])
+        for index in drawn
+    ]
+    followed = [Followed(one.task, one.query, one.row, one.video, list(one.history)) for one in earlier] + added
+    rows = scores[[one.row for one in followed]]  # [q,V]
+    own = ranks(rows, torch.tensor([one.video for one in followed])).tolist()
+    best = rows.argsort(dim=1, descending=True, stable=True)[:, :TOP].tolist()
+    for one, rank, top in zip(followed, own, best, strict=True):
+        one.history.append(Moment(newest.task, rank, scores.shape[1], top))
+    return followed
+
+
+def choose(followed: list[Followed]) -> list[Followed]:
+    """Choose up to `SHOWN` queries: of each kind its share if there are as many, spread over the tasks."""
+    chosen: list[Followed] = []
+    for shares in (SHARES, dict.fromkeys(SHARES, SHOWN)):  # the second round fills what the first left free
+        for kind, share in shares.items():
+            for _ in range(share):
+                used = Counter(one.task for one in chosen)
+                left = [one for one in followed if kind_of(one) == kind and one not in chosen]
+                if left and len(chosen) < SHOWN:
+                    chosen.append(min(left, key=lambda one: (used[one.task], one.task)))
+    return sorted(chosen, key=lambda one: (list(SHARES).index(kind_of(one)), one.task))
+
+
+def illustrate(
+    followed: list[Followed], galleries: list[TaskGallery], categories: list[str], store: FrameStore
+) -> dict[str, Any]:
+    """Put together what the page shows of the chosen queries, as plain values and small pictures.
+
+    Parameters
+    ----------
+    followed : list of Followed
+    galleries : list of TaskGallery
+        Of tasks 1..t.
+    categories : list of str
+        Names, indexed by global category id.
+    store : FrameStore
+        Holds the frames of all stored videos.
+
+    Returns
+    -------
+    dict
+        `top`; `queries`: kind, task, query, video and history of each; `videos`: by position (a string, as JSON
+        has it) the clip, task, category, caption and pictures: one for a result, the first, middle and last
+        frame for a query's own video. Pictures are JPEG in base64.
+    """
+    queries = [{"kind": kind_of(one), **asdict(one), "history": _thinned(one.history)} for one in choose(followed)]
+    own = {query["video"] for query in queries}
+    needed = own.union(*(moment["top"] for query in queries for moment in query["history"]))
+    videos = {str(position): _facts(position, galleries, categories) for position in sorted(needed)}
+    frames = {key: _frames(store.read(video["clip"]), int(key) in own) for key, video in videos.items()}
+    for side, quality in PICTURES:
+        pictures = {key: [_picture(frame, side, quality) for frame in some] for key, some in frames.items()}
+        if sum(len(picture) for some in pictures.values() for picture in some) <= BUDGET:
+            break
+    return {
+        "top": TOP,
+        "queries": queries,
+        "videos": {key: {**video, "pictures": pictures[key]} for key, video in videos.items()},
+    }
+
+
+def _thinned(history: list[Moment]) -> list[dict[str, Any]]:
+    """At most `MOMENTS` of a history, evenly spaced."""
+    chosen = np.linspace(0, len(history) - 1, min(len(history), MOMENTS)).round().astype(int)
+    return [asdict(history[index]) for index in chosen]
+
+
+def _facts(position: int, galleries: list[TaskGallery], categories: list[str]) -> dict[str, Any]:
+    """Clip, task, category and first caption of the video at a position in the galleries."""
+    for gallery in galleries:
+        if position < len(gallery.clips):
+            break
+        position -= len(gallery.clips)
+    caption = gallery.queries[gallery.target.index(position)] if position in gallery.target else ""
+    return {
+        "clip": gallery.clips[position],
+        "task": gallery.task,
+        "category": categories[gallery.category[position]],
+        "caption": caption,
+    }
+
+
+def _frames(clip: np.ndarray, strip: bool) -> list[np.ndarray]:
+    """The middle one of a clip's frames (N, H, W, 3), or the first, middle and last."""
+    last = len(clip) - 1
+    return [clip[index] for index in (sorted({0, last // 2, last}) if strip else [last // 2])]
+
+
+def _picture(frame: np.ndarray, side: int, quality: int) -> str:
+    image = Image.fromarray(frame)
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, optimize=True)  # standard tables would be half of it
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,176 @@
+"""The record of a run: `metrics/task-NN/`, everything measured up to task NN.
+
+It grows along the chain, so that the report needs the last one alone:
+
+- `recall.json`: the tasks, and a row of metrics for each task learnt so far;
+- `features.safetensors`: class means, drift and sample points (`diagnostics.diagnose`);
+- `loss.csv`: the loss curves of all tasks so far;
+- `cost.json`: what training each task took. Seconds differ from run to run, so they stay out of `recall.json`;
+- `examples.json`: some queries with what they found after each task (`examples.follow`), and small pictures of a
+  chosen few (`examples.illustrate`); absent before the first task.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from structalign.config.schema import Config
+from structalign.data.split import TaskSplit
+from structalign.evaluation import metrics
+from structalign.evaluation.evaluate import Ranking, recall_over_all, recall_within_task, video_to_text
+from structalign.evaluation.examples import Followed
+from structalign.losses.etf import geometry
+from structalign.retrieval.gallery import TaskGallery, fingerprint
+from structalign.util.checkpoint import load_tensors, save_tensors
+from structalign.util.errors import UserError
+from structalign.util.files import atomic_write_json, atomic_write_text, read_json
+
+
+@dataclass
+class Record:
+    """What the files of `metrics/task-NN/` hold.
+
+    Attributes
+    ----------
+    recall : dict
+        Facts of the run, `tasks`, and `rows`: metrics after each task.
+    features : dict of Tensor
+        The diagnostics after the last task.
+    loss : str
+        Loss curves as CSV, header included.
+    cost : list of dict
+        Seconds, steps, trained parameters and peak memory, per task.
+    followed : list of Followed
+        Queries that are followed, with what they found after each task.
+    shown : dict
+        The few of them that the report's page shows, with pictures.
+    """
+
+    recall: dict[str, Any]
+    features: dict[str, Tensor]
+    loss: str
+    cost: list[dict[str, Any]]
+    followed: list[Followed] = field(default_factory=list)
+    shown: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls) -> Record:
+        """Make the record before the first task."""
+        return cls(recall={"tasks": [], "rows": []}, features={}, loss="", cost=[])
+
+    @classmethod
+    def load(cls, folder: Path) -> Record:
+        """Read a record; a missing or damaged file is a `UserError`."""
+        return cls(
+            recall=read_json(folder / "recall.json"),
+            features=load_tensors(folder / "features.safetensors"),
+            loss=(folder / "loss.csv").read_text(encoding="utf-8"),
+            cost=read_json(folder / "cost.json"),
+            followed=_read_followed(folder / "examples.json"),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the record into an existing folder."""
+        atomic_write_json(folder / "recall.json", self.recall)
+        save_tensors(self.features, folder / "features.safetensors")
+        atomic_write_text(folder / "loss.csv", self.loss)
+        atomic_write_json(folder / "cost.json", self.cost)
+        if self.followed:
+            # without line breaks: it is long, and nobody reads it
+            examples = {"followed": [asdict(one) for one in self.followed], "shown": self.shown}
+            atomic_write_text(folder / "examples.json", json.dumps(examples, ensure_ascii=False))
+
+    @property
+    def categories(self) -> list[str]:
+        """Names of all categories seen so far, indexed by their global ids."""
+        return [name for task in self.recall["tasks"] for name in task["category_names"]]
+
+    def add_training(self, curve: Path, cost: Path) -> None:
+        """Append what training a task left: its loss curve and its cost."""
+        lines = curve.read_text(encoding="utf-8").splitlines(keepends=True)
+        self.loss += "".join(lines[1:] if self.loss else lines)
+        self.cost.append(read_json(cost))
+
+    def add_evaluation(
+        self,
+        config: Config,
+        split: TaskSplit,
+        galleries: list[TaskGallery],
+        ranking: Ranking,
+        features: dict[str, Tensor],
+    ) -> dict[str, Any]:
+        """Append the evaluation after a task and return its row of metrics."""
+        newest = galleries[-1]
+        entry = {
+            "task": split.task,
+            "categories": len(split.categories),
+            "category_names": [category.name for category in split.categories],
+            "queries": len(newest.queries),
+            "videos": len(newest.clips),
+            "missing": len(split.missing),
+        }
+        tasks = [*self.recall["tasks"], entry]
+        row = metrics_row(ranking, tasks, self.recall["rows"], features)
+        facts = {
+            "method": config.method.name,
+            "variant": config.variant,
+            "data": config.data.name,
+            "protocol": config.data.protocol,
+            "K": config.K,
+            "seed": config.seed,
+            "select": config.train.select,
+            "data_fingerprint": fingerprint(galleries),
+        }
+        self.recall = {**facts, "tasks": tasks, "rows": [*self.recall["rows"], row]}
+        self.features = features
+        return row
+
+
+def _read_followed(path: Path) -> list[Followed]:
+    if not path.exists():
+        return []
+    try:
+        return TypeAdapter(list[Followed]).validate_python(read_json(path)["followed"])
+    except (KeyError, TypeError, ValidationError):
+        raise UserError(f"{path}: damaged; delete its folder and run `dvc repro`") from None
+
+
+def metrics_row(
+    ranking: Ranking,
+    tasks: list[dict[str, Any]],
+    earlier: list[dict[str, Any]],
+    features: dict[str, Tensor],
+) -> dict[str, Any]:
+    """Metrics after the last of `tasks`; percentages, and ranks from 1 (METHOD.md, section 5)."""
+    within = [{"task": entry["task"], **recall_within_task(ranking, entry["task"])} for entry in tasks]
+    accuracy = [entry["r1"] for entry in within]
+    matrix = [row["A"] for row in earlier] + [accuracy]
+    weights = [entry["categories"] for entry in tasks]
+    return {
+        "after": len(tasks),
+        **recall_over_all(ranking),
+        "v2t": video_to_text(ranking),
+        "bwf": metrics.backward_forgetting(matrix, weights),
+        "backward_transfer": metrics.backward_transfer(matrix),
+        "max_forgetting": metrics.max_forgetting(matrix),
+        "A": accuracy,
+        "task": within,
+        "geometry": class_geometry(features),
+    }
+
+
+def class_geometry(features: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """How close class means are to a simplex ETF: projected where the method has projections, else as they are."""
+    result = {}
+    for modality in ("text", "video"):
+        means = features.get(f"{modality}/aligned", features.get(f"{modality}/current"))
+        if means is not None and len(means) > 1:
+            prototypes = features.get("prototypes") if f"{modality}/aligned" in features else None
+            result[modality] = geometry(means, prototypes=prototypes)
+    return result

@@ -1,0 +1,1 @@
+"""The loss terms: pure functions of tensors."""

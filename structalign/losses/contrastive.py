@@ -1,0 +1,267 @@
+"""The losses, one small function a term (METHOD.md, sections 4 and 7).
+
+Shapes: B pairs of a video and a text, N frames, L words, D features, C prototypes, P pseudo pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, normalize, pad
+
+from structalign.losses.etf import Projection, pool_to_prototype, projection_weight
+from structalign.losses.similarity import full_precision
+
+SameVideo = Literal["negative", "masked", "positive"]
+
+
+def pool_words(words: Tensor, mask: Tensor) -> Tensor:
+    """Average words (B, L, D) under their mask (B, L) and L2-normalise: (B, D); no words give zeros."""
+    total = words.masked_fill(~mask[..., None], 0).sum(dim=1)  # [B,D]
+    return normalize(total / mask.sum(dim=1, keepdim=True).clamp_min(1), dim=-1)
+
+
+def pool_frames(frames: Tensor) -> Tensor:
+    """Average frames (B, N, D) and L2-normalise: (B, D)."""
+    return normalize(frames.mean(dim=1), dim=-1)
+
+
+def scl(
+    similarity: Tensor,
+    log_scale: Tensor | float,
+    same_video: SameVideo = "negative",
+    video: Tensor | None = None,
+) -> Tensor:
+    """Symmetric contrastive loss: cross-entropy over rows plus cross-entropy over columns.
+
+    Parameters
+    ----------
+    similarity : Tensor, shape (B, B)
+        Entry (i, j): video i against text j; pairs lie on the diagonal.
+    log_scale : float
+        Logits are similarity * exp(log_scale) / sqrt(B).
+    same_video : {"negative", "masked", "positive"}
+        What another caption of the same video is: a negative (the released code), nobody (left out of the
+        softmax), or a positive of equal standing.
+    video : Tensor, shape (B,), optional
+        Which video each pair shows; needed unless `same_video` is "negative".
+
+    Raises
+    ------
+    ValueError
+        Where `video` is missing, or `same_video` is none of its values.
+    """
+    logits = similarity * (_scale(log_scale) / len(similarity) ** 0.5)  # [B,B]
+    return _symmetric(logits, same_video, video)
+
+
+def crp(
+    student: Tensor,
+    teacher: Tensor,
+    log_scale: Tensor | float,
+    teacher_log_scale: Tensor | float,
+    temperature: float = 2.0,
+) -> Tensor:
+    """Cross-modal relation preserving: KL(teacher || student) over rows and over columns, averaged.
+
+    Parameters
+    ----------
+    student, teacher : Tensor, shape (B, B)
+        Similarities, both scaled into logits as in `scl`. No gradient reaches the teacher's, which may come from
+        inference mode.
+    log_scale, teacher_log_scale : float
+    temperature : float
+        Softens both; the result is multiplied by its square.
+    """
+    root = len(student) ** 0.5
+    ours = student * _scale(log_scale) / (root * temperature)
+    theirs = (teacher * _scale(teacher_log_scale) / (root * temperature)).detach()
+    return temperature**2 * (_divergence(ours, theirs) + _divergence(ours.T, theirs.T)) / 2
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of row-wise softmaxes, averaged over rows."""
+    return kl_div(log_softmax(student, 1), log_softmax(teacher, 1), reduction="batchmean", log_target=True)
+
+
+def etf_alignment(
+    words: Tensor,
+    mask: Tensor,
+    frames: Tensor,
+    category: Tensor,
+    prototypes: Tensor,
+    text_proj: Projection,
+    video_proj: Projection,
+) -> Tensor:
+    """Pull each sample's text and video to its class prototype.
+
+    Words and frames are projected, pooled by the softmax of their inner products with the prototype e, and
+    compared with it: the mean of (1 - cos(text, e)) + (1 - cos(video, e)).
+
+    Parameters
+    ----------
+    words : Tensor, shape (B, L, D)
+    mask : Tensor, shape (B, L), bool
+    frames : Tensor, shape (B, N, D)
+    category : Tensor, shape (B,), int64
+        Row of each sample's prototype.
+    prototypes : Tensor, shape (C, D)
+    text_proj, video_proj : Tensor of shape (D, D), nn.Linear or callable
+        The linear maps P_t and P_v, without bias; a tensor is a weight (out, in).
+    """
+    target = prototypes[category]  # [B,D]
+    text = pool_to_prototype(words, target, text_proj, mask)  # [B,D]
+    video = pool_to_prototype(frames, target, video_proj)  # [B,D]
+    return _distance(text, target) + _distance(video, target)
+
+
+def _distance(features: Tensor, target: Tensor) -> Tensor:
+    return (1 - cosine_similarity(features, target, dim=-1)).mean()
+
+
+def etf_pseudo(
+    text: Tensor,
+    video: Tensor,
+    category: Tensor,
+    prototypes: Tensor,
+    text_proj: Projection,
+    video_proj: Projection,
+) -> Tensor:
+    """Pull pseudo features of old classes, text and video (P, D), to their prototypes, as `etf_alignment` does."""
+    target = prototypes[category]  # [P,D]
+    text = text @ projection_weight(text_proj, text).T  # [P,D]
+    video = video @ projection_weight(video_proj, video).T  # [P,D]
+    return _distance(text, target) + _distance(video, target)
+
+
+def pseudo_contrastive(
+    words: Tensor,
+    mask: Tensor,
+    frames: Tensor,
+    pseudo_text: Tensor,
+    pseudo_video: Tensor,
+    log_scale: Tensor | float,
+    same_video: SameVideo = "negative",
+    video: Tensor | None = None,
+) -> Tensor:
+    """Contrast the batch's pooled features together with pseudo pairs of old classes.
+
+    Parameters
+    ----------
+    words : Tensor, shape (B, L, D)
+    mask : Tensor, shape (B, L), bool
+    frames : Tensor, shape (B, N, D)
+    pseudo_text, pseudo_video : Tensor, shape (P, D)
+        Taken as drawn, not normalised.
+    log_scale : float
+    same_video, video
+        As in `scl`, for the batch. Every pseudo pair is a video of its own.
+    """
+    texts = torch.cat([pool_words(words, mask), pseudo_text.to(words)])  # [B+P,D]
+    videos = torch.cat([pool_frames(frames), pseudo_video.to(frames)])  # [B+P,D]
+    if video is not None:
+        own = video.max() + 1 + torch.arange(len(pseudo_text), device=video.device)
+        video = torch.cat([video, own])  # [B+P]
+    return _symmetric(_inner_products(videos, texts, log_scale), same_video, video)
+
+
+def contrastive(
+    text: Tensor,
+    video: Tensor,
+    log_scale: Tensor | float,
+    same_video: SameVideo = "negative",
+    which: Tensor | None = None,
+) -> Tensor:
+    """Symmetric contrastive loss of global features (B, D): rows plus columns, on cosines.
+
+    `which` (B,) says which video each pair shows, as `video` does in `scl`.
+    """
+    logits = _inner_products(normalize(video, dim=-1), normalize(text, dim=-1), log_scale)
+    return _symmetric(logits, same_video, which)
+
+
+def cross_task(
+    text: Tensor,
+    video: Tensor,
+    stored: Tensor,
+    log_scale: Tensor | float,
+    same_video: SameVideo = "negative",
+    which: Tensor | None = None,
+) -> Tensor:
+    """Let texts (B, D) find their videos (B, D) among stored ones (S, D) as well (METHOD.md, section 7).
+
+    `stored` are of unit length; `same_video` and `which` as in `contrastive`.
+    """
+    gallery = torch.cat([normalize(video, dim=-1), stored.to(video)])  # [B+S,D]
+    logits = scaled_cosines(normalize(text, dim=-1), gallery, log_scale)  # [B,B+S]
+    return _one_way(logits, same_video, which)
+
+
+def scaled_cosines(ours: Tensor, theirs: Tensor, log_scale: Tensor | float) -> Tensor:
+    """Cosines (A, B) of features of unit length, (A, D) and (B, D), times exp(log_scale), in full precision."""
+    with full_precision(ours.device):
+        dtype = torch.promote_types(ours.dtype, torch.float32)
+        return _scale(log_scale) * ours.to(dtype) @ theirs.to(dtype).T
+
+
+def _inner_products(video: Tensor, text: Tensor, log_scale: Tensor | float) -> Tensor:
+    with full_precision(video.device):
+        dtype = torch.promote_types(video.dtype, torch.float32)
+        return video.to(dtype) @ text.to(dtype).T * _scale(log_scale)
+
+
+def _symmetric(logits: Tensor, same_video: SameVideo = "negative", video: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the diagonal over rows plus over columns; `same_video` and `video` as in `scl`."""
+    return _one_way(logits, same_video, video) + _one_way(logits.T, same_video, video)
+
+
+def _one_way(logits: Tensor, same_video: SameVideo, video: Tensor | None) -> Tensor:
+    """Cross-entropy over rows (B, B + S) of B pairs on the diagonal; the other S columns are other videos."""
+    if same_video not in ("negative", "masked", "positive"):
+        raise ValueError(f"same_video = {same_video!r}: must be negative, masked or positive")
+    target = torch.arange(len(logits), device=logits.device)
+    if same_video != "negative":
+        if video is None:
+            raise ValueError(f"same_video = {same_video!r} needs to know which video each pair shows")
+        same = pad(video[:, None] == video, (0, logits.shape[1] - len(logits)))  # [B,B+S]
+        if same_video == "masked":
+            logits = logits.masked_fill(same.fill_diagonal_(False), -math.inf)
+        else:
+            target = same / same.sum(dim=1, keepdim=True).to(logits.dtype)  # [B,B+S], rows sum to 1
+    return cross_entropy(logits, target)
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """Cross-entropy of the student's softened logits (B, B) under the teacher's, over rows and over columns."""
+    ours, theirs = student / temperature, (teacher / temperature).detach()
+    return cross_entropy(ours, theirs.softmax(1)) + cross_entropy(ours.T, theirs.T.softmax(1))
+
+
+def total(
+    base: Tensor,
+    etf: Tensor | None,
+    pseudo: Tensor | None,
+    etf_weight: float,
+    pseudo_weight: float,
+    adaptive: bool,
+) -> Tensor:
+    """Sum the terms: base + lambda * ETF + pseudo_weight * pseudo.
+
+    With `adaptive`, lambda = etf_weight * base / ETF without gradient, so that the ETF term always weighs that
+    share of the base loss; otherwise lambda = etf_weight.
+    """
+    result = base
+    if etf is not None:
+        factor = (base / etf.clamp_min(1e-12)).detach() if adaptive else 1.0
+        result = result + etf_weight * factor * etf
+    if pseudo is not None:
+        result = result + pseudo_weight * pseudo
+    return result
+
+
+def _scale(log_scale: Tensor | float) -> Tensor | float:
+    # A Python number stays one: as a float32 tensor it would round what is computed in float64.
+    return log_scale.exp() if isinstance(log_scale, Tensor) else math.exp(log_scale)

@@ -1,1 +1,0 @@
-"""Methods: losses, geometry, memory, and the continual-learning methods built from them."""

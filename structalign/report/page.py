@@ -1,0 +1,94 @@
+"""The page of a run: its numbers, its main figures, and queries with what they found after each task.
+
+One HTML file without scripts, fonts or pictures from elsewhere: it opens from a disk, a mail or a cache. Captions
+and names come from users' data, so everything is escaped, and a content policy forbids whatever got through.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from structalign.report.published import PUBLISHED_NOTE
+from structalign.report.tables import Run, summary
+
+FIGURES = {
+    "recall_by_task": "Recall over all tasks seen so far, and backward forgetting, after each task",
+    "accuracy_matrix": "Accuracy matrix: recall of each task's queries within its own gallery, after each task",
+    "published": f"Against published results on the same benchmark ({PUBLISHED_NOTE})",
+    "drift": "How far class means have moved since they were learnt",
+    "loss": "Training loss by task",
+}
+"""Figures on the page, in their order, with what a reader who cannot see them is told."""
+
+KINDS = {
+    "lost": "Found when learnt, lost since",
+    "kept": "Found after every task",
+    "varied": "Found at times",
+    "never": "Never found",
+}
+"""Headings of the kinds of `structalign.evaluation.examples.kind_of`, in the order of the page."""
+
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
+
+
+def render(run: Run, figures: Mapping[str, bytes]) -> str:
+    """Lay out the page of a run.
+
+    Parameters
+    ----------
+    run : Run
+    figures : mapping of str to bytes
+        PNG images by name; those of `FIGURES` are shown where they are given.
+
+    Returns
+    -------
+    str
+        A whole HTML document; equal input gives equal text.
+    """
+    shown = run.shown or {"top": 0, "queries": [], "videos": {}}
+    queries = [_query(query, shown["videos"]) for query in shown["queries"]]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        run=run,
+        numbers=summary(run),
+        top=shown["top"],
+        groups=[(name, some) for kind, name in KINDS.items() if (some := [q for q in queries if q["kind"] == kind])],
+        figures=[(_png(figures[name]), text) for name, text in FIGURES.items() if name in figures],
+    )
+
+
+def _query(query: Mapping[str, Any], videos: Mapping[str, Any]) -> dict[str, Any]:
+    """A query with its own video and its results in place of their numbers."""
+    own = _video(videos[str(query["video"])])
+    moments = [
+        {
+            "after": moment["after"],
+            "rank": moment["rank"],
+            "of": moment["of"],
+            "found": moment["rank"] <= len(moment["top"]),
+            "results": [_result(number, query["video"], own, videos) for number in moment["top"]],
+        }
+        for moment in query["history"]
+    ]
+    return {"kind": query["kind"], "text": query["query"], "own": own, "moments": moments}
+
+
+def _result(number: int, target: int, own: Mapping[str, Any], videos: Mapping[str, Any]) -> dict[str, Any]:
+    video = _video(videos[str(number)])
+    near = "near" if video["category"] == own["category"] else "miss"
+    return {**video, "verdict": "hit" if number == target else near}
+
+
+def _video(video: Mapping[str, Any]) -> dict[str, Any]:
+    """The video with its pictures as data URIs, and the one that stands for it."""
+    pictures = [f"data:image/jpeg;base64,{picture}" for picture in video["pictures"]]
+    return {**video, "pictures": pictures, "picture": pictures[len(pictures) // 2]}
+
+
+def _png(image: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(image).decode('ascii')}"

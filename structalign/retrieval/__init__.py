@@ -1,0 +1,1 @@
+"""Stored galleries, and the ranking of their videos for a query."""

@@ -1,0 +1,121 @@
+"""The gallery: features of each task's test videos, as the model of that time saw them, and the task's queries.
+
+A gallery is stored once and never recomputed (METHOD.md, section 1). What later tasks need of earlier ones
+travels along the chain: the folder after task t holds the galleries of tasks 1..t.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from structalign.data.split import Sample
+from structalign.util.checkpoint import load_tensors, save_tensors
+from structalign.util.errors import UserError
+from structalign.util.files import MEND, atomic_write_json
+
+INDEX = "tasks.json"
+
+
+@dataclass
+class TaskGallery:
+    """One task's test videos and queries.
+
+    Attributes
+    ----------
+    task : int
+        The task, from 1; its videos were encoded by the model as it was after this task.
+    clips : list of str, length V
+        Clip ids of the videos.
+    category : list of int, length V
+        Global category id of each video.
+    queries : list of str, length Q
+        Captions to search with.
+    target : list of int, length Q
+        Position of each query's video among `clips`.
+    frames : Tensor, shape (V, N, D)
+        Frame features, projected, not normalised.
+    """
+
+    task: int
+    clips: list[str]
+    category: list[int]
+    queries: list[str]
+    target: list[int]
+    frames: Tensor
+
+    @classmethod
+    def from_samples(cls, task: int, samples: list[Sample], frames: Tensor) -> TaskGallery:
+        """Pair test samples with their features; every caption of a video becomes one query."""
+        pairs = [(caption, video) for video, sample in enumerate(samples) for caption in sample.captions]
+        return cls(
+            task=task,
+            clips=[sample.clip for sample in samples],
+            category=[sample.category for sample in samples],
+            queries=[caption for caption, _ in pairs],
+            target=[video for _, video in pairs],
+            frames=frames,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the gallery into an existing folder."""
+        save_tensors({"frames": self.frames}, folder / f"task-{self.task:02d}.safetensors")
+        facts = {key: value for key, value in vars(self).items() if key != "frames"}
+        atomic_write_json(folder / f"task-{self.task:02d}.json", facts)
+
+
+def load_galleries(folder: Path) -> list[TaskGallery]:
+    """Read all galleries in a folder, in the order of their tasks; an empty folder gives an empty list.
+
+    Frame features stay in their files, mapped: what is never looked at is never read, and what was read is memory
+    that the system takes back when it needs it.
+
+    Raises
+    ------
+    UserError
+        Where the folder is missing, or a file in it is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such gallery; `dvc repro` makes it")
+    return [_load(folder / f"task-{task:02d}.json") for task in _read_index(folder)]
+
+
+def save_index(folder: Path, num_tasks: int) -> None:
+    """List the tasks that a folder holds galleries of: 1..num_tasks, or none before the first task."""
+    atomic_write_json(folder / INDEX, list(range(1, num_tasks + 1)))
+
+
+def _read_index(folder: Path) -> list[int]:
+    try:
+        return json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / INDEX}: damaged gallery ({error}); {MEND}") from None
+
+
+def _load(path: Path) -> TaskGallery:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        frames = load_tensors(path.with_suffix(".safetensors"))["frames"]  # [V,N,D]
+        gallery = TaskGallery(**facts, frames=frames)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged gallery ({error}); {MEND}") from None
+    if len(gallery.clips) != len(frames) or len(gallery.queries) != len(gallery.target):
+        raise UserError(f"{path}: names {len(gallery.clips)} videos, its features hold {len(frames)}; {MEND}")
+    return gallery
+
+
+def copy_galleries(source: Path, target: Path) -> None:
+    """Copy earlier galleries as they are; DVC's cache stores identical files once."""
+    for path in sorted(source.glob("task-[0-9]*")):
+        shutil.copyfile(path, target / path.name)
+
+
+def fingerprint(galleries: list[TaskGallery]) -> str:
+    """A short hash of which videos and queries were ranked: runs that differ in it cannot be compared."""
+    rows = [[g.task, g.clips, g.category, g.queries, g.target] for g in galleries]
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]

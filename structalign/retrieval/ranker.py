@@ -1,0 +1,206 @@
+"""Scores of any queries with all stored videos: exact, or in two stages, and in bounded memory.
+
+A query meets task s's gallery as it is encoded with task s's prototype; z-scores are taken over the whole seen
+gallery (METHOD.md, sections 2 and 3). Queries come in blocks and videos in chunks, so that memory beyond the features
+and the scores that are returned depends on neither number.
+
+Two stages (`evaluate.rerank = M`): each query's M best videos by global cosine are its candidates, and only they
+get a word-frame score. A candidate's score is the fused sum of z-scores, as in the full ranking, with one difference:
+mean and standard deviation of the word-frame scores come from a fixed sample of the gallery, because most are never
+computed. All other videos rank below the candidates, in the order of their global cosine. Where M covers the gallery,
+the ranking is the full one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from structalign.config.schema import EvaluateConfig, SimilarityConfig
+from structalign.losses.similarity import fuse, standardise, word_frame_similarity
+from structalign.model.retriever import Retriever
+from structalign.retrieval.encode import QUERY_BATCH, token_batches
+from structalign.retrieval.gallery import TaskGallery
+from structalign.retrieval.index import FaissIndex, FlatIndex, GlobalIndex, frame_chunks, global_features, spread
+
+SAMPLE = 512
+"""Videos from which mean and standard deviation of scores that are not computed are estimated (to about 3%)."""
+
+_BLOCK = 2**24
+"""Scores in a block of queries: 64 MB, and a few such blocks exist at a time."""
+
+_COLUMNS = 512
+"""Videos whose scores are standardised over the queries at a time."""
+
+_RERANK_BATCH = 64
+"""Queries re-ranked at a time: their words are kept as every task reads them."""
+
+
+class _Texts(NamedTuple):
+    """Queries as one task reads them."""
+
+    words: Tensor  # [q,L,D]
+    mask: Tensor  # [q,L]
+    global_: Tensor  # [q,D], of unit length
+
+    def one(self, number: int) -> _Texts:
+        """One of them, as a block of its own."""
+        return _Texts(*(part[number, None] for part in self))
+
+
+class _Block(NamedTuple):
+    """Scores of a block of queries with all videos."""
+
+    fused: Tensor  # [q,V], each row standardised over the videos
+    word_frame: Tensor | None  # [q,V], as they come; None where they are not all computed, or do not count
+    global_: Tensor  # [q,V], as they come
+
+
+class Ranker:
+    """Ranks galleries for queries; what does not depend on a query is prepared once.
+
+    Parameters
+    ----------
+    retriever : Retriever
+        The current model; it encodes the queries.
+    galleries : list of TaskGallery
+        Of tasks 1..t, V videos in all.
+    similarity : SimilarityConfig
+        `alpha` 0 spares the cost of the word-frame score.
+    evaluate : EvaluateConfig, optional
+        `rerank` and `index`; by default the ranking is full.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        galleries: list[TaskGallery],
+        similarity: SimilarityConfig,
+        evaluate: EvaluateConfig | None = None,
+    ) -> None:
+        self.retriever, self.galleries, self.similarity = retriever, galleries, similarity
+        self.device = next(retriever.parameters()).device
+        self.size = sum(len(gallery.clips) for gallery in galleries)
+        rerank = evaluate.rerank if evaluate else None
+        self.candidates = self.size if rerank is None else min(rerank, self.size)
+        self.two_stages = self.candidates < self.size
+        kind = evaluate.index if evaluate and self.two_stages else "flat"
+        with torch.inference_mode():
+            self.indexes = [self._index(kind, gallery.frames) for gallery in galleries]
+
+    def _index(self, kind: str, frames: Tensor) -> GlobalIndex:
+        return FaissIndex(frames) if kind == "faiss" else FlatIndex(frames, self.device)
+
+    def scores(self, queries: Sequence[str]) -> Tensor:
+        """Scores (Q, V) of queries with all videos, one task after the other, on the CPU; higher is better.
+
+        With `evaluate.index=faiss`, videos that the index does not return have -inf: they tie behind all others.
+        """
+        result = torch.empty(len(queries), self.size)
+        for rows, block in self._blocks(queries):
+            result[rows] = block.fused
+        return result
+
+    def scores_both_ways(self, queries: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Scores (Q, V) that rank videos for a query (those of `scores`), and others that rank queries for a video.
+
+        The latter are the same sums of z-scores, but taken over the queries that each video may find. In two stages
+        they are the global cosines alone: most word-frame scores are never computed.
+        """
+        fused, word_frame, global_ = (torch.empty(len(queries), self.size) for _ in range(3))
+        by_cosine = False
+        for rows, block in self._blocks(queries):
+            fused[rows], global_[rows] = block.fused, block.global_
+            if block.word_frame is None:
+                by_cosine = True
+            else:
+                word_frame[rows] = block.word_frame
+        if by_cosine:
+            return fused, global_
+        for videos in torch.arange(self.size).split(_COLUMNS):  # in place, because these matrices are large
+            columns = slice(int(videos[0]), int(videos[-1]) + 1)
+            over_texts = fuse(word_frame[:, columns].T, global_[:, columns].T, self.similarity.alpha)  # [v,Q]
+            word_frame[:, columns] = over_texts.T
+        return fused, word_frame
+
+    def _blocks(self, queries: Sequence[str]) -> Iterator[tuple[slice, _Block]]:
+        """Yield the scores of all queries in order, a block of rows at a time."""
+        self.retriever.eval()
+        done = 0
+        score = self._in_two_stages if self.two_stages else self._in_full
+        rows = min(_RERANK_BATCH if self.two_stages else QUERY_BATCH, _BLOCK // max(1, self.size))
+        for tokens in token_batches(self.retriever, queries, max(1, rows)):
+            with torch.inference_mode():
+                block = score(tokens)
+            yield slice(done, done + len(tokens)), block
+            done += len(tokens)
+
+    def _encode(self, tokens: Tensor) -> Iterator[_Texts]:
+        """Encode queries as each gallery's task reads them; once, where all tasks read alike."""
+        texts = None
+        for gallery in self.galleries:
+            if texts is None or self.retriever.reads_by_task:
+                words, mask, global_ = self.retriever.encode_text(tokens.to(self.device), gallery.task)
+                texts = _Texts(words.float(), mask, normalize(global_.float(), dim=-1))
+            yield texts
+
+    def _word_frame(self, videos: Tensor, texts: _Texts) -> Tensor:
+        """Word-frame scores (q, v) with videos (v, N, D)."""
+        return word_frame_similarity(videos, texts.words, texts.mask, self.similarity.pooling).T
+
+    def _in_full(self, tokens: Tensor) -> _Block:
+        """Score every video by its words and frames, and as a whole."""
+        word_frame = torch.zeros(len(tokens), self.size, device=self.device)
+        global_ = torch.zeros_like(word_frame)
+        start = 0
+        for gallery, index, texts in zip(self.galleries, self.indexes, self._encode(tokens), strict=True):
+            count = len(gallery.clips)
+            columns = slice(start, start + count)
+            global_[:, columns] = index.scores(texts.global_, count)
+            if self.similarity.alpha > 0:
+                chunks = frame_chunks(gallery.frames, self.device)
+                word_frame[:, columns] = torch.cat([self._word_frame(videos, texts) for videos in chunks], dim=1)
+            start += count
+        fused = fuse(word_frame, global_, self.similarity.alpha)
+        return _Block(fused, word_frame if self.similarity.alpha > 0 else None, global_)
+
+    def _in_two_stages(self, tokens: Tensor) -> _Block:
+        """Fused scores for each query's candidates, and those of all other videos below."""
+        texts = list(self._encode(tokens))
+        pairs = zip(self.indexes, texts, strict=True)
+        cosine = torch.cat([index.scores(part.global_, self.candidates) for index, part in pairs], dim=1)  # [q,V]
+        best = cosine.topk(self.candidates, dim=1).indices  # [q,M]
+        sample = self._score(spread(self.size, SAMPLE), texts)  # [q,S], [q,S]
+        rows = []
+        for number, row in enumerate(cosine):
+            places = best[number][~row[best[number]].isneginf()].sort().values  # [m], as the galleries store them
+            word_frame, global_ = self._score(places.cpu(), [part.one(number) for part in texts])  # [1,m], [1,m]
+            over = sample[0][number], row if self.indexes[0].exact else sample[1][number]
+            fused = fuse(word_frame, global_, self.similarity.alpha, over)[0]
+            rows.append(_merge(standardise(row, over[1]), places, fused))
+        return _Block(torch.stack(rows), None, cosine)
+
+    def _score(self, places: Tensor, texts: list[_Texts]) -> tuple[Tensor, Tensor]:
+        """Word-frame scores and global cosines, each (q, m), with the videos at `places` (m,), which ascend."""
+        word_frame, global_ = [], []
+        start = 0
+        for gallery, part in zip(self.galleries, texts, strict=True):
+            end = start + len(gallery.clips)
+            own = places[(places >= start) & (places < end)] - start
+            for videos in frame_chunks(gallery.frames, self.device, own):
+                word_frame.append(self._word_frame(videos, part))
+                global_.append(part.global_ @ global_features(videos).T)
+            start = end
+        return torch.cat(word_frame, dim=1), torch.cat(global_, dim=1)
+
+
+def _merge(cosine: Tensor, places: Tensor, fused: Tensor) -> Tensor:
+    """Scores (V,) of one query: `fused` (m,) at the candidates' `places`, and below them the others' cosines (V,)."""
+    others = cosine.index_fill(0, places, -torch.inf)
+    highest = others.amax().nan_to_num(neginf=0.0)  # where an index returned candidates alone, others have none
+    lowest = torch.cat([fused, fused.new_zeros(1)]).amin()
+    return (others - highest + lowest - 1).index_copy(0, places, fused)

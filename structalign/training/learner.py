@@ -1,0 +1,125 @@
+"""A model and the method that trains it, taken up where one task ended and handed on to the next."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+
+from structalign.config.schema import Config
+from structalign.data.frames import FrameStore
+from structalign.losses.contrastive import pool_frames
+from structalign.methods.base import TrainingFeatures
+from structalign.methods.registry import build_method, method_class
+from structalign.model.clip import load_clip, text_tower
+from structalign.model.retriever import Retriever, Trainable
+from structalign.retrieval.encode import encode_videos, pooled_texts
+from structalign.training.loader import TrainingSet, test_batches
+from structalign.util.checkpoint import Checkpoint
+from structalign.util.distributed import pick_device
+from structalign.util.errors import UserError
+from structalign.util.seeding import derive_seed
+
+CLIP = Path("models/clip")
+
+
+def compile_encoders(retriever: Retriever) -> None:
+    """Compile both encoders in place, on their first use; names and weights stay as they are."""
+    retriever.clip.visual.compile()
+    text_tower(retriever.clip).transformer.compile()
+
+
+class Learner:
+    """Retriever and method, with the weights that a checkpoint holds.
+
+    Parameters
+    ----------
+    config : Config
+        All parameters.
+    num_categories : int
+        Categories over all tasks.
+    checkpoint : Checkpoint
+        What the previous task left; that of task 0 is empty.
+
+    Raises
+    ------
+    UserError
+        Where the checkpoint was written by another method or for a model of another size.
+    """
+
+    def __init__(self, config: Config, num_categories: int, checkpoint: Checkpoint) -> None:
+        if checkpoint.task > 0 and checkpoint.method != config.method.name:
+            raise UserError(
+                f"models/task-{checkpoint.task:02d}: written by method {checkpoint.method!r}, "
+                f"params.yaml asks for {config.method.name!r}; run `dvc repro`"
+            )
+        self.config = config
+        self.device = pick_device(config.machine.device)
+        self.retriever = self._fresh_retriever()
+        if checkpoint.weights:
+            self.retriever.load_trained_state(checkpoint.weights)
+        self.retriever.task = max(1, checkpoint.task)
+        self.retriever.to(self.device)
+        self.method = build_method(config, self.retriever, num_categories)
+        self.method.load_state(checkpoint.memory)
+
+    def _fresh_retriever(self) -> Retriever:
+        """CLIP with untouched adapters, on the CPU."""
+        clip, info = load_clip(CLIP)
+        trains: Trainable = "all" if method_class(self.config.method.name).trains_clip else "adapters"
+        seed = derive_seed(self.config.seed, 0, 2)
+        return Retriever(clip, info, self.config.model, num_tasks=self.config.K, seed=seed, trainable=trains)
+
+    def start(self, task: int) -> None:
+        """Choose what trains in this task, and give the method the teacher that it asks for."""
+        kind = self.method.teacher_kind(task)
+        teacher = None
+        if kind == "previous":
+            teacher = copy.deepcopy(self.retriever)
+        elif kind == "initial":
+            teacher = self._fresh_retriever().to(self.device)
+        if teacher is not None:
+            teacher.requires_grad_(False).eval()
+        self.retriever.prepare_task(task)
+        self.method.start_task(task, teacher)
+        if self.config.train.compile:
+            for model in filter(None, (self.retriever, teacher)):
+                compile_encoders(model)
+
+    def finish(self, task: int, data: TrainingSet) -> None:
+        """Close the task: experts are copied after task 1, and the method updates what it carries along."""
+        self.retriever.finish_task(task)
+        features = None
+        if self.method.needs_features(task, self.config.K):
+            features = self._training_features(task, data)
+        self.method.finish_task(features)
+
+    def _training_features(self, task: int, data: TrainingSet) -> TrainingFeatures:
+        """Pooled features of all training samples, without augmentation, dropout or router noise."""
+        frames = encode_videos(self.retriever, data.test_pixels(self.config.evaluate.batch_size))  # [V,N,D]
+        return TrainingFeatures(
+            text=pooled_texts(self.retriever, data.captions, task),
+            text_category=data.category,
+            video=pool_frames(frames),
+            video_category=torch.tensor([sample.category for sample in data.samples]),
+        )
+
+    def checkpoint(self, task: int, categories: list[str]) -> Checkpoint:
+        """Collect what the next task and the evaluation need."""
+        return Checkpoint(
+            task=task,
+            method=self.config.method.name,
+            categories=categories,
+            weights=self.retriever.trained_state(),
+            memory=self.method.state(),
+        )
+
+    def encode_clips(self, store: FrameStore, clips: list[str], task: int | None = None) -> torch.Tensor:
+        """Encode stored clips as at test time: frame features (V, N, D) on the CPU.
+
+        `task` says whose routers see the clips, where vision has any; the present task's by default.
+        """
+        size, workers = self.retriever.image_size, self.config.machine.num_workers
+        batches = test_batches(store, clips, size, self.config.evaluate.batch_size, workers)
+        return encode_videos(self.retriever, batches, task)

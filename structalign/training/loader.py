@@ -1,0 +1,246 @@
+"""From stored frames and captions to batches.
+
+A task's training videos are few (32 to 320), so their decoded frames stay in memory as bytes. Each video is
+augmented as a whole: all its frames get the same crop and flip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from structalign.config.schema import TrainConfig
+from structalign.data.frames import FrameStore
+from structalign.data.split import Sample
+from structalign.methods.base import Batch
+from structalign.model.retriever import Retriever
+from structalign.util import distributed
+from structalign.util.log import progress
+
+AHEAD = 4
+"""Clips per thread that are decoded ahead of their use."""
+
+ON_DEVICE = 0.25
+"""Share of a GPU's free memory that a task's frames may fill."""
+
+
+def load_clips(store: FrameStore, clips: Sequence[str], workers: int) -> Iterator[Tensor]:
+    """Decode stored clips in threads, in order.
+
+    Parameters
+    ----------
+    store : FrameStore
+    clips : sequence of str
+        Ids.
+    workers : int
+        Threads; decoding JPEG lets other threads run.
+
+    Yields
+    ------
+    Tensor, shape (N, 3, H, W), uint8
+        Sizes may differ from clip to clip. Pixels stay together (channels last): on a CPU, resizing them is five
+        times as fast.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[np.ndarray]] = deque()
+        for clip in clips:
+            waiting.append(pool.submit(store.read, clip))
+            if len(waiting) >= AHEAD * workers:  # bounds memory where the reader is slower
+                yield _channels_first(waiting.popleft().result())
+        while waiting:
+            yield _channels_first(waiting.popleft().result())
+
+
+def _channels_first(frames: np.ndarray) -> Tensor:
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+
+def test_pixels(frames: Tensor, size: int) -> Tensor:
+    """Resize the shorter side to `size` (bicubic) and crop the centre: uint8 (N, 3, H, W) to (N, 3, size, size)."""
+    height, width = frames.shape[-2:]
+    scale = size / min(height, width)
+    resized = _resize(frames, (max(size, round(height * scale)), max(size, round(width * scale))))
+    top, left = (resized.shape[-2] - size) // 2, (resized.shape[-1] - size) // 2
+    return _as_bytes(resized[..., top : top + size, left : left + size])
+
+
+def train_pixels(frames: Tensor, size: int, generator: torch.Generator, crop_scale: float, flip: bool) -> Tensor:
+    """Crop at random, resize, and flip at random; one draw for all frames of the video.
+
+    Parameters
+    ----------
+    frames : Tensor, shape (N, 3, H, W), uint8
+    size : int
+    generator : Generator
+    crop_scale : float
+        Smallest share of the area that the crop keeps; its sides' ratio lies between 3/4 and 4/3.
+    flip : bool
+        Whether to flip half of the videos.
+
+    Returns
+    -------
+    Tensor, shape (N, 3, size, size), uint8
+    """
+    return _as_bytes(_augment(frames, size, _draw_view(frames, generator, crop_scale), flip))
+
+
+class _View(NamedTuple):
+    """How a video is seen once: what is cut out of its frames, and whether they are mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+
+
+def _draw_view(frames: Tensor, generator: torch.Generator, crop_scale: float) -> _View:
+    box = _crop_box(frames.shape[-2], frames.shape[-1], generator, crop_scale)
+    # Drawn in any case: crops do not depend on `flip`.
+    return _View(*box, mirrored=bool(torch.rand((), generator=generator) < 0.5))
+
+
+def _augment(frames: Tensor, size: int, view: _View, flip: bool) -> Tensor:
+    cut = frames[..., view.top : view.top + view.height, view.left : view.left + view.width]
+    cropped = _resize(cut, (size, size))
+    return cropped.flip(-1) if flip and view.mirrored else cropped
+
+
+def _crop_box(height: int, width: int, generator: torch.Generator, smallest: float) -> tuple[int, int, int, int]:
+    """Draw top, left, height and width of a crop; after ten misfits, the largest centred one."""
+    area, (low, high) = height * width, (math.log(3 / 4), math.log(4 / 3))
+    for _ in range(10):
+        share, shape, y, x = torch.rand(4, generator=generator).tolist()
+        target = area * (smallest + (1 - smallest) * share)
+        ratio = math.exp(low + (high - low) * shape)
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(y * (height - h + 1)), int(x * (width - w + 1)), h, w
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize bytes; a GPU resizes floats only, and returns them for `_as_bytes`."""
+    frames = frames if frames.device.type == "cpu" else frames.float()
+    if tuple(frames.shape[-2:]) == size:
+        return frames
+    return interpolate(frames, size, mode="bicubic", antialias=True)
+
+
+def _as_bytes(frames: Tensor) -> Tensor:
+    """Round what a GPU resized: what the CPU gives, but for overshoots between its two passes."""
+    return frames if frames.dtype == torch.uint8 else frames.round().clamp(0, 255).to(torch.uint8)
+
+
+def test_batches(
+    store: FrameStore, clips: Sequence[str], size: int, batch_size: int, workers: int
+) -> Iterator[Tensor]:
+    """Yield stored clips in batches as at test time: uint8 (b, N, 3, size, size)."""
+    pending: list[Tensor] = []
+    for frames in progress(load_clips(store, clips, workers), len(clips), "encode", "video"):
+        pending.append(test_pixels(frames, size))
+        if len(pending) == batch_size:
+            yield torch.stack(pending)
+            pending = []
+    if pending:
+        yield torch.stack(pending)
+
+
+def _draw(items: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` items at random, none twice before all have come up equally often."""
+    rounds = [items[torch.randperm(len(items), generator=generator)] for _ in range(-(-count // len(items)))]
+    return torch.cat([*rounds, items[:0]])[:count]
+
+
+class TrainingSet:
+    """A task's training videos and captions, in memory.
+
+    Parameters
+    ----------
+    samples : list of Sample
+    store : FrameStore
+    retriever : Retriever
+        Says how to tokenise, and the size of frames.
+    workers : int
+        Threads that decode.
+    """
+
+    def __init__(self, samples: list[Sample], store: FrameStore, retriever: Retriever, workers: int) -> None:
+        self.samples = samples
+        self.size = retriever.image_size
+        clips = load_clips(store, [sample.clip for sample in samples], workers)
+        self.frames = list(progress(clips, len(samples), "load", "video"))
+        pairs = [(video, caption) for video, sample in enumerate(samples) for caption in sample.captions]
+        self.video = torch.tensor([video for video, _ in pairs])  # [P]
+        self.captions = [caption for _, caption in pairs]
+        self.tokens = retriever.tokenize(self.captions)  # [P,L]
+        self.category = torch.tensor([sample.category for sample in samples])[self.video]  # [P]
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Batches per epoch; a last batch of a single pair, which has nothing to contrast, does not count."""
+        full, rest = divmod(len(self.video), batch_size)
+        return full + (rest > 1)
+
+    def batches(self, train: TrainConfig, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
+        """Yield one epoch of augmented batches; order and augmentation follow from the generator alone.
+
+        Where several devices train, all of them draw the same for the whole batch, and augment their own share.
+        """
+        order = self._order(train.balanced, generator)
+        self._move_to(device)
+        for step in range(self.steps_per_epoch(train.batch_size)):
+            pairs = order[step * train.batch_size : (step + 1) * train.batch_size]
+            videos = self.video[pairs]
+            encoded, row = videos.unique(return_inverse=True) if train.share_videos else (videos, None)
+            pixels = self._augmented(encoded.tolist(), train, generator, device)
+            tensors = (pixels, self.tokens[pairs], self.category[pairs], videos)
+            batch = Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+            batch.row = None if row is None else row.to(device, non_blocking=True)
+            yield batch
+
+    def _augmented(
+        self, videos: list[int], train: TrainConfig, generator: torch.Generator, device: torch.device
+    ) -> Tensor:
+        """Draw a view of each of the batch's videos, and show this rank's share of them: (V, N, 3, size, size)."""
+        views = [_draw_view(self.frames[video], generator, train.crop_scale) for video in videos]
+        own = [(self.frames[videos[place]], views[place]) for place in distributed.share(len(videos))]
+        seen = [_augment(frames.to(device), self.size, view, train.flip) for frames, view in own]
+        return _as_bytes(torch.stack(seen))
+
+    def _move_to(self, device: torch.device) -> None:
+        """Keep the frames where they are augmented, if there is room; otherwise each batch takes its own there."""
+        if self.frames[0].device == device:
+            return
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if sum(frames.nbytes for frames in self.frames) > ON_DEVICE * free:
+                return
+        self.frames = [frames.to(device) for frames in self.frames]
+
+    def _order(self, balanced: bool, generator: torch.Generator) -> Tensor:
+        """Order of pairs in an epoch: each once; balanced: as many in all, the same number from every category."""
+        total = len(self.video)
+        if not balanced:
+            return torch.randperm(total, generator=generator)
+        categories = self.category.unique()
+        share, rest = divmod(total, len(categories))
+        extra = torch.randperm(len(categories), generator=generator) < rest  # these get one more
+        drawn = [
+            _draw(torch.nonzero(self.category == category).flatten(), share + int(more), generator)
+            for category, more in zip(categories, extra, strict=True)
+        ]
+        return torch.cat(drawn)[torch.randperm(total, generator=generator)]
+
+    def test_pixels(self, batch_size: int) -> Iterator[Tensor]:
+        """Yield the videos in batches as at test time, without augmentation."""
+        for start in range(0, len(self.frames), batch_size):
+            yield torch.stack([test_pixels(frames, self.size) for frames in self.frames[start : start + batch_size]])

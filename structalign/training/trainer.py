@@ -1,0 +1,305 @@
+"""Train one task: epochs of batches, the optimizer and its schedule, the loss curve."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from structalign.config.schema import Config, TrainConfig
+from structalign.methods.base import Batch, Method
+from structalign.training.loader import TrainingSet
+from structalign.training.resume import ResumeFile
+from structalign.util import distributed
+from structalign.util.errors import UserError
+from structalign.util.log import log, progress_bar
+from structalign.util.seeding import generator, seed_everything
+
+TERMS = ("total", "scl", "crp", "etf", "pseudo", "distill", "cross")
+"""Columns of the loss curve; a method that lacks a term leaves its cells empty."""
+
+CURVE_COLUMNS = ("task", "step", "epoch", *TERMS, "lr")
+
+_FLUSH = 10
+"""Steps between two writes of the loss curve: reading a loss makes a GPU wait, so it is done in bunches."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training a task took.
+
+    Attributes
+    ----------
+    seconds : float
+        Wall-clock time of the training loop.
+    steps : int
+        Optimizer steps.
+    trained_parameters : int
+        Parameters that had gradients.
+    """
+
+    seconds: float
+    steps: int
+    trained_parameters: int
+
+
+def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> float:
+    """Factor on the learning rate at `step` of `total`, after a linear warm-up over `warmup` steps.
+
+    `cosine` is half a cosine from 1 to 0; `released` is the full one of the released code, which comes back up
+    to 1 in the second half (METHOD.md, section 4).
+    """
+    if step < warmup:
+        return step / max(1, warmup)
+    progress = (step - warmup) / max(1, total - warmup)
+    cycles = 0.5 if schedule == "cosine" else 1.0
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * 2.0 * cycles * progress)))
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast | nullcontext[None]:
+    """Mixed precision for `train.precision`: auto is bf16 on a GPU that has it, full precision elsewhere."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and _has_bf16(device) else "fp32"
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def _has_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):  # the question is about the present GPU
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+class Trainer:
+    """Trains a method on one task.
+
+    Parameters
+    ----------
+    method : Method
+        Already told to `start_task`.
+    data : TrainingSet
+        The task's videos and captions.
+    config : Config
+        All parameters.
+    task : int
+        The task, from 1.
+    validate : callable, optional
+        Gives R@1 of the present model on the test queries. Needed for `train.select=best_on_test` alone.
+    resume : ResumeFile, optional
+        Where an interrupted training left off, and where this one notes how far it got.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: TrainingSet,
+        config: Config,
+        task: int,
+        validate: Callable[[], float] | None = None,
+        resume: ResumeFile | None = None,
+    ) -> None:
+        self.method, self.data, self.config, self.task = method, data, config, task
+        self.validate, self.resume = validate, resume
+        self.settings: TrainConfig = config.train
+        self.device = next(method.retriever.parameters()).device
+        groups = method.parameter_groups()
+        self.weights = [weight for group in groups for weight in group["params"]]
+        self.optimizer = torch.optim.AdamW(
+            groups, eps=self.settings.eps, weight_decay=self.settings.weight_decay, fused=self.device.type == "cuda"
+        )
+        self.steps_per_epoch = data.steps_per_epoch(self.settings.batch_size)
+        total = self.steps_per_epoch * self.settings.epochs
+        warmup = round(self.settings.warmup * total) if task == 1 else 0
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: learning_rate_factor(step, total, warmup, self.settings.schedule),
+        )
+
+    def run(self, curve: Path) -> Cost:
+        """Train for `train.epochs` epochs, write the loss curve to `curve`, and say what it took.
+
+        Raises
+        ------
+        UserError
+            Where the loss stops being a finite number, with the task, the step and the last good epoch.
+        """
+        start = time.perf_counter()
+        best = _BestEpoch(self.weights, self.settings.patience, self.settings.min_epochs)
+        total = self.steps_per_epoch * self.settings.epochs
+        with LossCurve(curve, self.task) as rows, progress_bar(total, f"task {self.task}", "step") as bar:
+            first, seconds = self._restore(rows, best)
+            bar.update(rows.step)
+            for epoch in range(first, self.settings.epochs + 1):
+                self._epoch(epoch, rows, bar)
+                if self.validate is not None and self._judge(epoch, best, self.validate):
+                    log.info(f"task {self.task}: stopped after epoch {epoch}, best was epoch {best.epoch}")
+                    break
+                self._save(epoch, rows, best, seconds + time.perf_counter() - start)
+        _put(self.weights, best.kept or self.method.kept() or [])
+        seconds += time.perf_counter() - start
+        return Cost(seconds, rows.step, self.method.trained_parameters())
+
+    def _judge(self, epoch: int, best: _BestEpoch, validate: Callable[[], float]) -> bool:
+        """Score the weights that would be kept now; return whether to stop."""
+        kept, last = self.method.kept(), []
+        if kept is not None:
+            last = [weight.detach().clone() for weight in self.weights]
+            _put(self.weights, kept)
+        stop = best.stop(epoch, distributed.from_first(validate))
+        _put(self.weights, last)
+        return stop
+
+    def _save(self, epoch: int, rows: LossCurve, best: _BestEpoch, seconds: float) -> None:
+        """Note everything that the rest of the training depends on; random states follow from the epoch."""
+        if self.resume is None or epoch == self.settings.epochs or distributed.rank() > 0:
+            return
+        state = {
+            "epoch": epoch,
+            "seconds": seconds,
+            "weights": [weight.detach() for weight in self.weights],
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "method": self.method.training_state(),
+            "curve": rows.text(),
+            "best": best.state(),
+        }
+        self.resume.save(state)
+
+    @torch.no_grad()
+    def _restore(self, rows: LossCurve, best: _BestEpoch) -> tuple[int, float]:
+        """Take up an interrupted training; return the epoch to start with and the seconds spent before."""
+        state = None if self.resume is None else self.resume.load()
+        if state is None:
+            return 1, 0.0
+        for weight, saved in zip(self.weights, state["weights"], strict=True):
+            weight.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.method.load_training_state(state["method"])
+        rows.take_up(state["curve"])
+        best.load_state(state["best"])
+        log.info(f"task {self.task}: resuming after epoch {state['epoch']} of {self.settings.epochs}")
+        return state["epoch"] + 1, state["seconds"]
+
+    def _epoch(self, epoch: int, rows: LossCurve, bar: tqdm) -> None:
+        # Everything random is seeded anew per epoch, so that an epoch depends on its number and not on history.
+        # Dropout and router noise differ between ranks; rank 0 draws as a single process does.
+        number = distributed.rank()
+        seed_everything(self.config.seed, self.task, epoch, *([2, number] if number else []))
+        self.method.start_epoch(generator(self.config.seed, self.task, epoch, 1))
+        self.method.retriever.train()
+        for batch in self._batches(epoch):
+            rate = float(self.schedule.get_last_lr()[0])
+            terms = self._step(batch)
+            rows.add(epoch, terms, rate)
+            if rows.step % _FLUSH == 0:
+                total = rows.flush(epoch)
+                bar.set_postfix(epoch=epoch, loss=f"{total:.3f}", lr=f"{rate:.1e}", refresh=False)
+            bar.update()
+        rows.flush(epoch)
+        self.method.finish_epoch()
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        order = generator(self.config.seed, self.task, epoch)
+        return self.data.batches(self.settings, order, self.device)
+
+    def _step(self, batch: Batch) -> dict[str, Tensor]:
+        with autocast(self.settings.precision, self.device):
+            terms = self.method.loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["total"].backward()
+        distributed.average_gradients(self.weights)
+        nn.utils.clip_grad_norm_(self.weights, self.settings.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.method.finish_step()
+        return {name: value.detach() for name, value in terms.items()}
+
+
+@torch.no_grad()
+def _put(weights: list[Tensor], values: list[Tensor]) -> None:
+    """Copy values into weights, if there are any."""
+    for weight, value in zip(weights, values, strict=bool(values)):
+        weight.copy_(value)
+
+
+class _BestEpoch:
+    """Remember the weights of the epoch with the best R@1 on the test queries, and say when to stop."""
+
+    def __init__(self, weights: list[Tensor], patience: int, min_epochs: int) -> None:
+        self.weights, self.patience, self.min_epochs = weights, patience, min_epochs
+        self.epoch, self.score = 0, -1.0
+        self.kept: list[Tensor] = []
+
+    def stop(self, epoch: int, score: float) -> bool:
+        if score > self.score:
+            self.epoch, self.score = epoch, score
+            self.kept = [weight.detach().clone() for weight in self.weights]
+        return epoch >= self.min_epochs and epoch - self.epoch >= self.patience
+
+    def state(self) -> dict[str, object]:
+        return {"epoch": self.epoch, "score": self.score, "kept": self.kept}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.epoch, self.score, self.kept = state["epoch"], state["score"], state["kept"]
+
+
+class LossCurve:
+    """The loss curve as CSV: a row a step, with a column a term."""
+
+    def __init__(self, path: Path, task: int) -> None:
+        self.path, self.task = path, task
+        self.step = 0
+        self.pending: list[tuple[int, int, dict[str, Tensor], float]] = []
+
+    def __enter__(self) -> LossCurve:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)  # it may be a link into DVC's cache, which must stay as it is
+        self.stream = self.path.open("w", newline="", encoding="utf-8")
+        self.writer = csv.writer(self.stream, lineterminator="\n")
+        self.writer.writerow(CURVE_COLUMNS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+    def text(self) -> str:
+        """What has been written so far."""
+        self.stream.flush()
+        return self.path.read_text(encoding="utf-8")
+
+    def take_up(self, text: str) -> None:
+        """Continue a curve that an interrupted training began."""
+        self.stream.seek(0)
+        self.stream.truncate()
+        self.stream.write(text)
+        self.step = len(text.splitlines()) - 1
+
+    def add(self, epoch: int, terms: dict[str, Tensor], rate: float) -> None:
+        """Note one step's terms, still on the device."""
+        self.step += 1
+        self.pending.append((self.step, epoch, terms, rate))
+
+    def flush(self, epoch: int) -> float:
+        """Write the noted steps and return the last total; a loss that is not finite ends the stage."""
+        total = math.nan
+        for step, at, terms, rate in self.pending:
+            values = {name: float(value) for name, value in terms.items()}
+            total = values["total"]
+            if not math.isfinite(total):
+                raise UserError(
+                    f"task {self.task}, step {step} (epoch {at}): the loss is {total}; last good epoch: {epoch - 1}. "
+                    "Lower train.lr_first or train.lr_later, or set train.precision=fp32"
+                )
+            cells = [f"{values[name]:.6f}" if name in values else "" for name in TERMS]
+            self.writer.writerow([self.task, step, at, *cells, f"{rate:.3e}"])
+        self.stream.flush()
+        self.pending.clear()
+        return total

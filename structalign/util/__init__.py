@@ -1,0 +1,1 @@
+"""What every part of the program uses: errors, files, logging, processes, seeds."""

@@ -1,0 +1,70 @@
+"""`structalign repair` deletes what does not have the checksum that DVC noted, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from structalign.cli.repair import mend
+
+CACHE = Path(".dvc/cache/files/md5")
+
+
+def store(content: bytes, suffix: str = "") -> str:
+    """Put content where DVC's cache has it; return its checksum."""
+    checksum = hashlib.md5(content).hexdigest() + suffix
+    path = cached(checksum)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return checksum
+
+
+def cached(checksum: str) -> Path:
+    return CACHE / checksum[:2] / checksum[2:]
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A folder of two files, a file that is cached, and one that is not; name to checksum in the cache."""
+    monkeypatch.chdir(tmp_path)
+    names = {"model/a": b"first", "model/b": b"second", "curve.csv": b"1,2", "summary.json": b"{}"}
+    for name, content in names.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(content)
+    found = {name: store(content) for name, content in names.items() if name != "summary.json"}
+    listed = [{"md5": found[f"model/{name}"], "relpath": name} for name in "ab"]
+    found["model"] = store(json.dumps(listed).encode(), ".dir")
+    outs = [{"path": name, "md5": found[name]} for name in ("model", "curve.csv")]
+    outs.append({"path": "summary.json", "md5": "0" * 32})  # edited since, and in git's care
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"train": {"cmd": "x", "outs": outs}, "other": {}}}))
+    return found
+
+
+@pytest.mark.usefixtures("outputs")
+def test_nothing_damaged_nothing_deleted() -> None:
+    assert mend(CACHE) == []
+
+
+def test_a_damaged_output_goes_and_its_whole_copy_stays(outputs: dict[str, str]) -> None:
+    Path("model/b").write_bytes(b"sec")
+    assert mend(CACHE) == [Path("model/b")]
+    assert not Path("model/b").exists()
+    assert cached(outputs["model/b"]).exists()
+
+
+def test_damage_in_the_cache_goes_with_what_is_linked_to_it(outputs: dict[str, str]) -> None:
+    Path("model/a").unlink()
+    Path("model/a").hardlink_to(cached(outputs["model/a"]))
+    cached(outputs["model/a"]).write_bytes(b"fir")
+    assert mend(CACHE) == [cached(outputs["model/a"]), Path("model/a")]
+    assert Path("model/b").exists()
+
+
+def test_a_damaged_list_of_a_folder_goes_alone(outputs: dict[str, str]) -> None:
+    cached(outputs["model"]).write_bytes(b"[{")
+    assert mend(CACHE) == [cached(outputs["model"])]
+    assert Path("model/a").exists()

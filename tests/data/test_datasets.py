@@ -1,0 +1,270 @@
+"""Raw data sets become clips: MSR-VTT, ActivityNet and the user's own, whole, damaged and incomplete."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import stages.download
+import stages.split
+from structalign.data.clips import Clip, read_manifest, video_root
+from structalign.data.datasets import actnet, local, msrvtt
+from structalign.data.datasets.common import list_videos
+from structalign.data.split import read_task
+from structalign.util.errors import UserError
+from structalign.util.files import atomic_write_json
+from tests.helpers.raw_data import (
+    EXTRA,
+    HEADER,
+    ROOT,
+    VIDEOS,
+    actnet_data,
+    config_for,
+    folder_of,
+    msrvtt_annotations,
+    msrvtt_data,
+    msrvtt_zip,
+    source,
+)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, as stages have it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# MSR-VTT
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"msrvtt": (8, 4), "actnet": (8, 4)}
+    monkeypatch.setattr("structalign.data.datasets.published_splits.PUBLISHED_SIZES", sizes)
+
+
+@pytest.mark.usefixtures("small")
+def test_msrvtt_published_through_both_stages(here: Path) -> None:
+    msrvtt_zip(here / "MSRVTT.zip")
+    config = config_for(msrvtt_data(here))
+    stages.download.main(config)
+    clips = {clip.id: clip for clip in read_manifest("data/raw/msrvtt/manifest.jsonl")}
+    assert set(clips) == set(VIDEOS)
+    assert clips["video1a"].captions == tuple(f"video1a sentence {number}" for number in range(3))
+    assert clips["video1t"].captions == ("the test caption, of 1",)
+    assert (clips["video1t"].category, clips["video1t"].split) == ("people", "test")
+    for clip in clips.values():
+        assert (video_root(config) / clip.video).read_text() == f"bytes of {clip.id}"
+    assert len(list_videos(video_root(config))) == len(VIDEOS), "only annotated videos are unpacked"
+    atomic_write_json("data/frames/missing.json", [])
+    for num_tasks in (2, 4):
+        stages.split.main(config_for(msrvtt_data(here), num_tasks))
+        tasks = [read_task(path) for path in sorted(Path("data/split").iterdir())]
+        assert [task.task for task in tasks] == list(range(1, num_tasks + 1))
+        names = [category.name for task in tasks for category in task.categories]
+        assert names == ["music", "people", "gaming", "sports/actions"]
+        assert {sample.clip for task in tasks for sample in task.train} == {
+            name for name in VIDEOS if name[-1] != "t"
+        }
+
+
+@pytest.mark.usefixtures("small")
+def test_published_needs_a_published_number_of_tasks(here: Path) -> None:
+    config = config_for(msrvtt_data(here), num_tasks=3)
+    with pytest.raises(UserError, match=r"K = 3: .*K = 2 or 4.*fewshot"):
+        stages.download.main(config)
+
+
+@pytest.mark.usefixtures("small")
+def test_msrvtt_fewshot_takes_all_annotated_videos(here: Path) -> None:
+    msrvtt_zip(here / "MSRVTT.zip")
+    clips = {
+        clip.id: clip for clip in msrvtt.prepare(config_for(msrvtt_data(here, protocol="fewshot")), here / "raw")
+    }
+    assert set(clips) == set(VIDEOS + EXTRA)
+    assert clips["video90"].split == "train", "the validation part is there to train on"
+    assert clips["video91"].captions == ("video91 sentence 0",)
+    assert clips["video2t"].captions == ("the test caption, of 2",)
+
+
+@pytest.mark.usefixtures("small")
+def test_msrvtt_from_a_folder_and_a_separate_annotation_file(here: Path) -> None:
+    msrvtt_zip(here / "MSRVTT.zip")
+    zipfile.ZipFile(here / "MSRVTT.zip").extractall(here / "unpacked")
+    (here / "mine.json").write_text(json.dumps(msrvtt_annotations()))
+    data = msrvtt_data(here, archive=here / "unpacked", annotations=source(here / "mine.json"))
+    clips = msrvtt.prepare(config_for(data), here / "raw")
+    assert len(clips) == len(VIDEOS)
+    assert (here / "raw/videos/video0a.mp4").read_text() == "bytes of video0a"
+    assert not (here / "raw/videos/video0a.mp4").is_symlink()
+
+
+@pytest.mark.usefixtures("small")
+def test_msrvtt_annotations_of_the_other_form(here: Path) -> None:
+    rows = [{"image_id": row["video_id"], "caption": row["caption"]} for row in msrvtt_annotations()["sentences"]]
+    msrvtt_zip(here / "MSRVTT.zip", {"annotations": rows})
+    clips = msrvtt.prepare(config_for(msrvtt_data(here)), here / "raw")
+    assert len(clips[0].captions) == 3
+    with pytest.raises(UserError, match=r"data\.annotations"):
+        msrvtt.prepare(config_for(msrvtt_data(here, protocol="fewshot")), here / "raw2")
+
+
+@pytest.mark.usefixtures("small")
+def test_msrvtt_absent_videos_count_against_what_is_allowed(here: Path) -> None:
+    msrvtt_zip(here / "MSRVTT.zip", leave_out=("video1t", "video2a"))
+    with pytest.raises(UserError, match=r"2 of 12 videos are missing: video1t, video2a|video2a, video1t"):
+        stages.download.main(config_for(msrvtt_data(here), frames={"allow_missing": 1}))
+    assert not Path("data/raw/msrvtt").exists()
+    assert set(Path("data/missing-videos.txt").read_text().split()) == {"video1t", "video2a"}
+    stages.download.main(config_for(msrvtt_data(here), frames={"allow_missing": 2}))
+    assert len(read_manifest("data/raw/msrvtt/manifest.jsonl")) == len(VIDEOS)
+
+
+def test_msrvtt_real_split_with_invented_videos(here: Path, shared: Path) -> None:
+    """The published split and captions end to end; only the videos and training sentences are invented."""
+    ctvr = shared / "ctvr"
+    split = pickle.loads((ctvr / "MSRVTT_10_dataset.pkl").read_bytes())
+    ids = [video for side in split.values() for task in side.values() for group in task.values() for video in group]
+    (here / "videos").mkdir()
+    for video in ids:
+        (here / "videos" / f"{video}.mp4").write_bytes(b"")
+    content = {"sentences": [{"video_id": video, "caption": "x"} for video in ids], "videos": []}
+    (here / "mine.json").write_text(json.dumps(content))
+    values = yaml.safe_load((ROOT / "conf/data/msrvtt.yaml").read_text())["data"]
+    values["archive"]["source"] = str(here / "videos")
+    values["annotations"] = source(here / "mine.json")
+    for num_tasks in (10, 20):
+        values["splits"][num_tasks]["source"] = str(ctvr / f"MSRVTT_{num_tasks}_dataset.pkl")
+    values["test_captions"]["source"] = str(ctvr / "MSRVTT_CL_validation.csv")
+    stages.download.main(config_for(values, num_tasks=10))
+    atomic_write_json("data/frames/missing.json", [])
+    for num_tasks in (10, 20):
+        stages.split.main(config_for(values, num_tasks))
+        tasks = [read_task(path) for path in sorted(Path("data/split").iterdir())]
+        assert sum(len(task.train) for task in tasks) == 320
+        assert sum(len(task.test) for task in tasks) == 2990
+        assert tasks[0].categories[0].name == "music"
+
+
+# ActivityNet
+
+
+@pytest.mark.usefixtures("small")
+def test_actnet_takes_the_first_segment_and_leaves_videos_where_they_are(here: Path) -> None:
+    config = config_for(actnet_data(here))
+    stages.download.main(config)
+    clips = {clip.id: clip for clip in read_manifest("data/raw/actnet/manifest.jsonl")}
+    assert clips["v_2b"] == Clip("v_2b", "part/v_2b.mkv", 2.0, 12.5, "Sumo", "train", ("first of 2b",))
+    assert clips["v_3t"] == Clip("v_3t", "3t.webm", 3.0, 13.5, "BMX", "test", ("first of 3t",))
+    assert all((video_root(config) / clip.video).is_file() for clip in clips.values())
+    assert not list_files_of_kind(Path("data"), (".mp4", ".mkv", ".webm"))
+    atomic_write_json("data/frames/missing.json", [])
+    stages.split.main(config)
+    assert len(read_task("data/split/task-02.json").train) == 4
+
+
+def list_files_of_kind(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.suffix in suffixes]
+
+
+@pytest.mark.usefixtures("small")
+def test_actnet_changed_videos_change_the_output(here: Path) -> None:
+    config = config_for(actnet_data(here))
+    outputs = []
+    for content in ("a", "a", "A"):
+        (here / "videos/v_0a.mp4").write_text(content)
+        stages.download.main(config)
+        outputs.append(Path("data/raw/actnet/videos.json").read_text())
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+@pytest.mark.usefixtures("small")
+def test_actnet_missing_videos_are_all_listed(here: Path) -> None:
+    data = actnet_data(here)
+    for path in list_files_of_kind(here / "videos", (".mp4", ".mkv", ".webm"))[1:]:
+        path.unlink()
+    with pytest.raises(UserError, match=r"11 of 12 videos are missing: (v_\w+, ){9}v_\w+ and 1 more"):
+        stages.download.main(config_for(data))
+    assert len(Path("data/missing-videos.txt").read_text().split()) == 11
+    assert not Path("data/raw/actnet").exists()
+    stages.download.main(config_for(data, frames={"allow_missing": 11}))
+    assert len(read_manifest("data/raw/actnet/manifest.jsonl")) == 12
+
+
+def test_actnet_real_annotations(shared: Path, here: Path) -> None:
+    """Every clip of the published split has its annotation; the videos are invented."""
+    ctvr = shared / "ctvr"
+    (here / "videos").mkdir()
+    for side in ("train", "val"):
+        for video in json.loads((ctvr / f"ACTNET_{side}_queries.json").read_text()):
+            (here / "videos" / f"{video}.mp4").write_bytes(b"")
+    values = yaml.safe_load((ROOT / "conf/data/actnet.yaml").read_text())["data"]
+    values["videos"] = str(here / "videos")
+    for num_tasks in (10, 20):
+        values["splits"][num_tasks]["source"] = str(ctvr / f"ACTNET_{num_tasks}_dataset.pkl")
+    values["train_captions"]["source"] = str(ctvr / "ACTNET_train_queries.json")
+    values["test_captions"]["source"] = str(ctvr / "ACTNET_val_queries.json")
+    clips = {clip.id: clip for clip in actnet.prepare(config_for(values, num_tasks=10), here)}
+    assert len(clips) == 8110
+    girl = clips["v_QOlSCBRmfWY"]
+    assert (girl.start, girl.end, girl.split) == (17.37, 60.81, "train")
+    assert girl.captions == ("The girl dances around the room while the camera captures her movements.",)
+
+
+# The user's own
+
+
+def read(here: Path, content: str | bytes, *names: str) -> list[Clip]:
+    path = here / "clips.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return local.read_csv(path, folder_of(here, *names))
+
+
+def test_local_through_both_stages(here: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = ["a.mp4,,,sport,she runs,train", "a.mp4,,,sport,a run,train", "b.mp4,1,2.5,sport,he jumps,test"]
+    (here / "clips.csv").write_text(HEADER + "\n".join(rows))
+    data = {"name": "local", "protocol": "fewshot", "csv": "clips.csv", "videos": str(folder_of(here))}
+    config = config_for(data, num_tasks=1, split={"shots": 1})
+    stages.download.main(config)
+    assert read_manifest("data/raw/local/manifest.jsonl") == [
+        Clip("a", "a.mp4", None, None, "sport", "train", ("she runs", "a run")),
+        Clip("b_1-2.5", "b.mp4", 1.0, 2.5, "sport", "test", ("he jumps",)),
+    ]
+    atomic_write_json("data/frames/missing.json", [])
+    stages.split.main(config)
+    assert [sample.clip for sample in read_task("data/split/task-01.json").test] == ["b_1-2.5"]
+
+
+def test_local_names_stay_apart(here: Path) -> None:
+    names = ["a b.mp4", "a_b.mp4", "a/b.mp4", "a_b.mkv", "-x.mp4", "über.mp4", "A_B.mov", "x" * 150 + ".mp4"]
+    rows = [f"{name},{start},,c,x,train" for name in names for start in ("", "1", "1.5", "1.500001")]
+    clips = read(here, HEADER + "\n".join(rows), *names)
+    assert len({clip.id.lower() for clip in clips}) == len(clips) == 4 * len(names)
+    again = read(here, HEADER + "\n".join(reversed(rows)), *names)
+    assert {(clip.id, clip.video, clip.start) for clip in clips} == {
+        (clip.id, clip.video, clip.start) for clip in again
+    }
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: (HEADER + text).encode("utf-8", "replace")))
+def test_local_any_bytes_give_clips_or_one_clear_line(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    here = tmp_path_factory.getbasetemp()
+    try:
+        clips = read(here, content)
+    except UserError as error:
+        complaint = str(error)
+    else:
+        assert clips
+        return
+    assert complaint.startswith(str(here / "clips.csv"))

@@ -1,0 +1,267 @@
+"""Downloads against a server on this machine that misbehaves on request, and archives that mean harm."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tarfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from structalign.config.schema import Source
+from structalign.data import download as module
+from structalign.data.datasets import common as sources
+from structalign.data.download import extract, fetch, member_names
+from structalign.util.errors import UserError
+from tests.helpers.remote import CONTENT, SHA256, Server, tar_of, zip_of
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(module, "BACKOFF", 0.0)
+    running = Server()
+    yield running
+    running.close()
+
+
+def test_download_is_whole_and_leaves_nothing_beside_it(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "downloads" / "file.bin"
+    assert fetch(f"{server.url}/file.bin", target, SHA256) == target
+    assert target.read_bytes() == CONTENT
+    assert {path.name for path in target.parent.iterdir()} == {"file.bin", "file.bin.lock"}
+    assert fetch(f"{server.url}/file.bin", target, SHA256) == target
+    assert len(server.requests) == 1, "a file that is there and has the right checksum is not fetched again"
+
+
+def test_runs_that_want_one_file_fetch_it_once(server: Server, tmp_path: Path) -> None:
+    # The first is cut off and waits before it asks again; meanwhile the second comes.
+    server.cuts = [2_000_000]
+    target = tmp_path / "file.bin"
+    with ThreadPoolExecutor(4) as pool:
+        fetched = [pool.submit(fetch, f"{server.url}/file.bin", target, SHA256) for _ in range(4)]
+    assert {one.result() for one in fetched} == {target}
+    assert target.read_bytes() == CONTENT
+    assert len(server.requests) == 2
+
+
+def test_progress_counts_every_byte_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = []
+
+    def recording(*args: object) -> object:
+        bars.append(original(*args))
+        return bars[-1]
+
+    original = module.progress_bar
+    monkeypatch.setattr(module, "progress_bar", recording)
+    server.cuts = [1_500_000]
+    fetch(f"{server.url}/file.bin", tmp_path / "file.bin")
+    assert [bar.total for bar in bars] == [len(CONTENT)] * 2
+    assert bars[0].n < len(CONTENT)
+    assert bars[1].n == len(CONTENT)
+    assert bars[1].initial == bars[0].n
+
+
+@pytest.mark.parametrize("sha256", [SHA256, None])
+def test_truncated_transfers_are_continued(server: Server, tmp_path: Path, sha256: str | None) -> None:
+    server.cuts = [2_000_000, 600_000]
+    fetch(f"{server.url}/file.bin", tmp_path / "file.bin", sha256)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert server.requests[0] is None
+    assert all(request is not None for request in server.requests[1:])
+    assert server.sent < 1.5 * len(CONTENT)
+
+
+def test_a_later_run_continues(server: Server, tmp_path: Path) -> None:
+    server.cuts = [2_000_000] + [0] * module.ATTEMPTS
+    target = tmp_path / "file.bin"
+    with pytest.raises(UserError, match=r"cannot be fetched"):
+        fetch(f"{server.url}/file.bin", target, SHA256)
+    assert not target.exists()
+    sent = server.sent
+    fetch(f"{server.url}/file.bin", target, SHA256)
+    assert target.read_bytes() == CONTENT
+    assert server.sent - sent < len(CONTENT)
+
+
+def test_a_complete_part_needs_no_transfer(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.bin.part").write_bytes(CONTENT)
+    fetch(f"{server.url}/file.bin", tmp_path / "file.bin", SHA256)
+    assert server.sent == 0
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_part_that_is_too_long_is_thrown_away(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.bin.part").write_bytes(CONTENT + b"more")
+    fetch(f"{server.url}/file.bin", tmp_path / "file.bin", SHA256)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old_one(server: Server, tmp_path: Path) -> None:
+    server.cuts = [2_000_000] + [0] * module.ATTEMPTS
+    with pytest.raises(UserError):
+        fetch(f"{server.url}/file.bin", tmp_path / "file.bin")
+    server.content, server.etag = b"new" * 900_000, '"two"'
+    fetch(f"{server.url}/file.bin", tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == server.content
+
+
+@pytest.mark.parametrize(("etag", "ranges"), [(None, True), ('"one"', False)])
+def test_where_nothing_vouches_for_the_part_it_starts_again(
+    server: Server, tmp_path: Path, etag: str | None, ranges: bool
+) -> None:
+    server.etag, server.ranges = etag, ranges
+    server.cuts = [2_000_000]
+    fetch(f"{server.url}/file.bin", tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert server.sent > len(CONTENT)
+
+
+def test_a_server_that_never_finishes_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.ranges = False
+    server.cuts = [700_000, 900_000, 800_000] * 20
+    with pytest.raises(UserError, match="cannot be fetched"):
+        fetch(f"{server.url}/file.bin", tmp_path / "file.bin")
+    assert len(server.requests) < 15
+
+
+def test_busy_servers_are_asked_again_missing_files_are_not(server: Server, tmp_path: Path) -> None:
+    server.statuses = [503, 503]
+    fetch(f"{server.url}/file.bin", tmp_path / "file.bin")
+    assert len(server.requests) == 3
+    server.statuses = [404]
+    with pytest.raises(UserError, match="404"):
+        fetch(f"{server.url}/other.bin", tmp_path / "other.bin")
+    assert len(server.requests) == 4
+    assert not (tmp_path / "other.bin").exists()
+
+
+def test_a_server_that_asks_for_hours_is_not_obeyed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUSY", 0)
+    server.statuses, server.retry_after = [429], "7200"
+    assert fetch(f"{server.url}/file.bin", tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_nobody_answers(server: Server, tmp_path: Path) -> None:
+    server.close()
+    with pytest.raises(UserError, match="cannot be fetched"):
+        fetch(f"{server.url}/file.bin", tmp_path / "file.bin")
+
+
+def test_a_finished_file_with_another_checksum_is_fetched_again(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.bin").write_bytes(b"stale")
+    fetch(f"{server.url}/file.bin", tmp_path / "file.bin", SHA256)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_no_room_is_said_before_anything_is_written(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = module.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="only 1,000 are free"):
+        fetch(f"{server.url}/file.bin", tmp_path / "file.bin")
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin.lock"]
+
+
+def test_local_path_is_checked_and_not_copied(tmp_path: Path) -> None:
+    path = tmp_path / "mine.bin"
+    path.write_bytes(CONTENT)
+    assert fetch(str(path), tmp_path / "target", SHA256) == path
+    assert not (tmp_path / "target").exists()
+    with pytest.raises(UserError, match=f"mine.bin.*{SHA256}.*{'1' * 64}"):
+        fetch(str(path), tmp_path / "target", "1" * 64)
+    with pytest.raises(UserError, match="no such file"):
+        fetch(str(tmp_path / "none"), tmp_path / "target")
+    with pytest.raises(UserError, match="folder"):
+        fetch(str(tmp_path), tmp_path / "target", SHA256)
+
+
+def test_urls_with_one_file_name_do_not_share_a_download(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = sources.obtain(Source(source=f"{server.url}/a/..%2F..%2Ffile.bin"))
+    server.content = b"second"
+    second = sources.obtain(Source(source=f"{server.url}/b/file.bin"))
+    assert first.read_bytes() == CONTENT
+    assert second.read_bytes() == b"second"
+    assert first.parent == second.parent == Path("data/downloads")
+
+
+def test_queued_runs_share_the_projects_downloads(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / ".dvc/tmp/exps/tmp1"  # where DVC runs what was queued, and which it throws away
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    path = sources.obtain(Source(source=f"{server.url}/file.bin"))
+    assert path.resolve().parent == tmp_path / "data/downloads"
+
+
+# Archives
+
+
+both = pytest.mark.parametrize("make", [zip_of, tar_of])
+Make = Callable[..., Path]
+
+
+@both
+def test_unpacks_everything_or_what_is_asked_for(tmp_path: Path, make: Make) -> None:
+    members = {"top/a.txt": b"a" * 10, "top/sub/b.txt": b"", "c.txt": os.urandom(2_500_000)}
+    archive = make(tmp_path / "archive", members)
+    assert sorted(member_names(archive)) == sorted(members)
+    extract(archive, tmp_path / "all")
+    for name, content in members.items():
+        assert (tmp_path / "all" / name).read_bytes() == content
+    extract(archive, tmp_path / "some", {"top/a.txt": "x/y.txt"})
+    assert [path for path in (tmp_path / "some").rglob("*") if path.is_file()] == [tmp_path / "some/x/y.txt"]
+    with pytest.raises(UserError, match="holds no 'none'"):
+        extract(archive, tmp_path / "none", {"none": "none"})
+    with pytest.raises(UserError, match="not allowed"):
+        extract(archive, tmp_path / "none", {"c.txt": "../c.txt"})
+    assert not (tmp_path / "none").exists()
+
+
+@both
+@pytest.mark.parametrize(
+    "name", ["../evil.txt", "a/../../evil.txt", "/tmp/evil-structalign.txt", "..\\evil.txt", "C:/evil.txt"]
+)
+def test_members_that_leave_the_folder_are_refused(tmp_path: Path, make: Make, name: str) -> None:
+    archive = make(tmp_path / "archive", {"good.txt": b"good", name: b"evil"})
+    for names in (None, {"good.txt": "good.txt"}):
+        with pytest.raises(UserError, match="evil"):
+            extract(archive, tmp_path / "deep" / "target", names)
+    assert not list(tmp_path.rglob("*evil*"))
+    assert not (tmp_path / "deep" / "target").exists()
+    assert not Path("/tmp/evil-structalign.txt").exists()
+
+
+@both
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR])
+def test_links_and_devices_are_refused_unless_passed_over(tmp_path: Path, make: Make, kind: int) -> None:
+    archive = make(tmp_path / "archive", {"a.txt": b"a", "odd": b"/etc"}, {"odd": kind | 0o777})
+    for names in (None, {"odd": "odd"}):
+        with pytest.raises(UserError, match="link or device"):
+            extract(archive, tmp_path / "target", names)
+    assert not (tmp_path / "target").exists()
+    extract(archive, tmp_path / "target", {"a.txt": "a.txt"})
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["a.txt"]
+
+
+@both
+def test_members_named_twice_are_refused(tmp_path: Path, make: Make) -> None:
+    archive = make(tmp_path / "archive", {"a.txt": b"a", "b.txt": b"b"})
+    if make is zip_of:
+        archive.write_bytes(archive.read_bytes().replace(b"b.txt", b"a.txt"))
+    else:
+        with tarfile.open(archive, "w") as opened:
+            for _ in range(2):
+                opened.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
+    with pytest.raises(UserError, match="twice"):
+        extract(archive, tmp_path / "target")

@@ -1,0 +1,34 @@
+"""What a search prints: which tasks answer, and captions as they are."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from structalign.cli.search import hits_table, parse_tasks
+from structalign.evaluation.search import Hit
+from structalign.util.errors import UserError
+
+
+def test_which_tasks_answer() -> None:
+    assert parse_tasks(None, None, 5) == [5]
+    assert parse_tasks(2, None, 5) == [2]
+    assert parse_tasks(None, "1,5", 5) == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("after", "compare", "says"),
+    [(0, None, "--after 0: tasks go from 1 to 5"), (None, "1,9", "--compare 1,9"), (None, "1,x", "such as 1,5")],
+)
+def test_a_task_that_is_none_is_named(after: int | None, compare: str | None, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        parse_tasks(after, compare, 5)
+
+
+def test_brackets_are_not_markup() -> None:
+    hit = Hit(1, "clip[/]", 1.0, "[red]category", 1, "a [bold]caption[/bold] [/]", [("a", 0)])
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(hits_table("[link]query[/link]", 1, [hit]))
+    for text in ("clip[/]", "[red]category", "a [bold]caption[/bold] [/]", "[link]query[/link]"):
+        assert text in capture.get()

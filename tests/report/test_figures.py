@@ -1,0 +1,268 @@
+"""Figures show what they are given: values, labels, legends beside the data, and the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from structalign.report import figures
+from structalign.report.tables import TABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def panels(figure: Figure) -> list[Axes]:
+    """The axes that hold data: colour bars left out."""
+    return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+
+
+def recall_rows(num_tasks: int, start: float = 60) -> list[dict[str, Any]]:
+    return [
+        {"after": task, "r1": start / task, "r5": start / task + 10, "r10": start / task + 20, "bwf": task - 1.0}
+        for task in range(1, num_tasks + 1)
+    ]
+
+
+def method_runs() -> list[dict[str, Any]]:
+    values = {"one": [(30, 1), (32, 3)], "two": [(20, -1)]}
+    return [
+        {"method": method, "seed": seed, "r1": r1, "bwf": bwf}
+        for method, points in values.items()
+        for seed, (r1, bwf) in enumerate(points)
+    ]
+
+
+def drift_rows() -> list[dict[str, Any]]:
+    return [
+        {"after": after, "learnt_in": learnt, "modality": modality, "cosine": 1 - 0.1 * (after - learnt) - offset}
+        for modality in ("text", "video")
+        for learnt in (1, 2)
+        for after in range(learnt, 4)
+        for offset in (0, 0.02)
+    ]
+
+
+def samples(num_classes: int = 4, width: int = 8) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    category = np.repeat(np.arange(num_classes), 6)
+    cloud = np.eye(width)[category] + 0.1 * rng.normal(size=(len(category), width))
+    return {"text": (cloud, category), "video": (cloud + 0.5, category)}
+
+
+def every_figure() -> dict[str, Figure]:
+    sample = samples()
+    prototypes = dict(enumerate(np.eye(8)[:4]))
+    loss = [{"task": 1 + step // 5, "global_step": step, "total": 2.0, "scl": 1.0} for step in range(10)]
+    geometry = [
+        {"after": after, "modality": modality, "measure": measure, "value": 1 / after}
+        for after in (1, 2)
+        for modality in ("text", "video")
+        for measure in ("equinorm", "gram_distance")
+    ]
+    published = [
+        {"benchmark": "MSRVTT-10", "method": "a", "r1": 20.0, "bwf": -0.5, "source": "published"},
+        {"benchmark": "MSRVTT-10", "method": "b", "r1": 25.0, "bwf": 0.5, "source": "this run"},
+    ]
+    means = np.eye(8)[:4]
+    return {
+        "recall": figures.recall_by_task(recall_rows(5)),
+        "matrix": figures.accuracy_matrix([[10], [20, 30]]),
+        "loss": figures.training_loss(loss),
+        "drift": figures.drift(drift_rows()),
+        "gram": figures.gram({"text": means, "video": means}, [1, 1, 2, 2], ["a", "b", "c", "d"]),
+        "pca": figures.feature_map({"last": sample}, [1, 1, 2, 2], prototypes),
+        "tsne": figures.feature_map({"last": sample}, [1, 1, 2, 2], prototypes, "tsne"),
+        "collapse": figures.collapse(geometry),
+        "published": figures.against_published(published),
+        "methods": figures.recall_against_bwf(method_runs()),
+        "revisions": figures.compare_recall({"main": recall_rows(5), "other": recall_rows(4)}),
+    }
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, Figure]:
+    return every_figure()
+
+
+def test_no_two_of_many_revisions_look_alike() -> None:
+    figure = figures.compare_recall({f"run {number}": recall_rows(3) for number in range(40)})
+    lines = [line for line in figure.axes[0].lines if line.get_label().startswith("run")]
+    looks = {(str(line.get_marker()), to_hex(line.get_color())) for line in lines}
+    assert len(looks) == len(lines) == 40
+    assert {line.get_linestyle() for line in lines} == {"-", "--"}
+
+
+def test_every_figure_has_a_title_and_every_panel_labelled_axes(drawn: dict[str, Figure]) -> None:
+    for name, figure in drawn.items():
+        assert figure.get_suptitle(), name
+        shared = panels(figure)
+        assert any(axes.get_xlabel() for axes in shared), name
+        assert any(axes.get_ylabel() or axes.get_yticklabels() for axes in shared), name
+
+
+def test_no_legend_covers_data(drawn: dict[str, Figure]) -> None:
+    for name, figure in drawn.items():
+        figure.draw_without_rendering()
+        for axes in panels(figure):
+            if legend := axes.get_legend():
+                assert not legend.get_window_extent().overlaps(axes.get_window_extent()), name
+
+
+def test_nothing_is_cut_off_at_the_edge(drawn: dict[str, Figure]) -> None:
+    for name, figure in drawn.items():
+        figure.draw_without_rendering()
+        needed = figure.get_tightbbox()
+        width, height = figure.get_size_inches()
+        assert needed.x0 >= -0.02, name
+        assert needed.y0 >= -0.02, name
+        assert needed.x1 <= width + 0.02, name
+        assert needed.y1 <= height + 0.02, name
+
+
+def test_the_same_figure_gives_the_same_bytes_without_a_date_or_version(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        figures.save(figures.recall_by_task(recall_rows(3)), tmp_path / f"{name}.png")
+    image = (tmp_path / "first.png").read_bytes()
+    assert image.startswith(b"\x89PNG")
+    assert image == (tmp_path / "second.png").read_bytes()
+    assert b"tEXt" not in image
+    assert b"tIME" not in image
+
+
+def test_recall_and_bwf_are_drawn_as_given(drawn: dict[str, Figure]) -> None:
+    left, right = panels(drawn["recall"])
+    assert [line.get_label() for line in left.lines] == [f"R@{k}, text to video" for k in (1, 5, 10)]
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [row["r1"] for row in recall_rows(5)])
+    np.testing.assert_allclose(right.lines[-1].get_ydata(), [0, 1, 2, 3, 4])
+
+
+def test_video_to_text_is_drawn_beside_text_to_video() -> None:
+    rows = [{**row, "v2t_r1": row["r1"] - 5} for row in recall_rows(3)]
+    left, _ = panels(figures.recall_by_task(rows))
+    assert "R@1, video to text" in [line.get_label() for line in left.lines]
+
+
+def test_matrix_shows_its_lower_triangle_and_numbers(drawn: dict[str, Figure]) -> None:
+    (axes,) = panels(drawn["matrix"])
+    assert sorted(text.get_text() for text in axes.texts) == ["10", "20", "30"]
+    cells = axes.collections[0].get_array().reshape(2, 2)
+    assert cells.mask.tolist() == [[False, True], [False, False]]
+
+
+def test_loss_shows_the_terms_that_occur_and_parts_the_tasks(drawn: dict[str, Figure]) -> None:
+    shown = panels(drawn["loss"])
+    assert [axes.get_title(loc="left") for axes in shown] == ["total", "contrastive (SCL)"]
+    assert [text.get_text() for text in shown[0].texts] == ["task 1", "task 2"]
+
+
+def test_drift_is_the_mean_over_the_classes_of_a_task(drawn: dict[str, Figure]) -> None:
+    text, video = panels(drawn["drift"])
+    assert (text.get_title(), video.get_title()) == ("text", "video")
+    np.testing.assert_allclose(text.lines[0].get_ydata(), [0.99, 0.89, 0.79])
+    np.testing.assert_allclose(text.lines[1].get_xdata(), [2, 3])
+
+
+def test_means_on_a_simplex_give_the_ideal_gram_matrix(drawn: dict[str, Figure]) -> None:
+    # Centred unit vectors along four axes are a simplex frame, so the three panels must agree.
+    text, video, ideal = (np.asarray(axes.images[0].get_array()) for axes in panels(drawn["gram"]))
+    expected = np.where(np.eye(4, dtype=bool), 1, -1 / 3)
+    for shown in (text, video, ideal):
+        np.testing.assert_allclose(shown, expected, atol=1e-12)
+
+
+def test_a_common_part_of_all_class_means_does_not_show_in_the_gram_matrix() -> None:
+    figure = figures.gram({"text": np.eye(4) + 7.0}, [1, 1, 2, 2])
+    shown = np.asarray(panels(figure)[0].images[0].get_array())
+    np.testing.assert_allclose(shown, np.where(np.eye(4, dtype=bool), 1, -1 / 3), atol=1e-12)
+
+
+@pytest.mark.parametrize("projection", ["pca", "tsne"])
+def test_feature_map_shows_every_point_and_only_prototypes_of_shown_categories(projection: str) -> None:
+    first, last = samples(num_classes=2), samples(num_classes=4)
+    prototypes = dict(enumerate(np.eye(8)[:4]))
+    figure = figures.feature_map({"first": first, "last": last}, [1, 1, 2, 2], prototypes, projection)
+    counts = [[len(points.get_offsets()) for points in axes.collections] for axes in panels(figure)]
+    assert counts == [[12, 12, 2], [24, 24, 4]]
+
+
+def test_pca_panels_share_one_projection() -> None:
+    figure = figures.feature_map({"first": samples(), "last": samples()}, [1, 1, 2, 2], {})
+    first, last = (axes.collections[0].get_offsets() for axes in panels(figure))
+    np.testing.assert_allclose(first, last, atol=1e-9)
+    assert panels(figure)[0].get_xlim() == panels(figure)[1].get_xlim()
+
+
+def test_tsne_follows_its_seed() -> None:
+    offsets = [
+        panels(figures.feature_map({"last": samples()}, [1, 1, 2, 2], {}, "tsne", seed))[0]
+        .collections[0]
+        .get_offsets()
+        for seed in (3, 3)
+    ]
+    np.testing.assert_array_equal(*offsets)
+
+
+def test_published_bars_are_sorted_and_the_run_stands_out(drawn: dict[str, Figure]) -> None:
+    left, _ = panels(drawn["published"])
+    assert [bar.get_width() for bar in left.patches] == [20.0, 25.0]  # the best comes last, which is on top
+    assert left.patches[0].get_facecolor() != left.patches[1].get_facecolor()
+
+
+def test_recall_against_bwf_has_a_mean_and_a_spread_per_method(drawn: dict[str, Figure]) -> None:
+    (axes,) = panels(drawn["methods"])
+    one, two = axes.containers
+    assert [one.get_label(), two.get_label()] == ["one (2)", "two (1)"]
+    assert (one[0].get_xdata()[0], one[0].get_ydata()[0]) == (2.0, 31.0)
+    sideways, upwards = (bar.get_segments()[0] for bar in one[2])
+    assert sideways[1][0] - sideways[0][0] == pytest.approx(2 * np.sqrt(2))  # two sample deviations
+    assert upwards[1][1] - upwards[0][1] == pytest.approx(2 * np.sqrt(2))
+
+
+def test_revisions_of_different_length_share_one_axis(drawn: dict[str, Figure]) -> None:
+    left, right = panels(drawn["revisions"])
+    assert [len(line.get_xdata()) for line in left.lines] == [5, 4]
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["main", "other"]
+
+
+def test_warning_stands_below_the_figure_in_another_colour() -> None:
+    plain, warned = figures.recall_by_task(recall_rows(2)), figures.recall_by_task(recall_rows(2))
+    figures.footnote(plain, "a run")
+    figures.footnote(warned, "a run", "epoch picked on the test set")
+    assert plain.get_supxlabel() == "a run"
+    assert warned.get_supxlabel() == "a run\nepoch picked on the test set"
+    assert plain._supxlabel.get_color() != warned._supxlabel.get_color()
+
+
+def dvc_plots() -> list[tuple[str, dict[str, Any]]]:
+    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]
+    return [(name, plot) for entry in declared if isinstance(entry, dict) for name, plot in entry.items()]
+
+
+def test_dvc_plots_use_columns_and_templates_that_exist() -> None:
+    for name, plot in dvc_plots():
+        ((path, column),) = plot["y"].items()
+        columns = TABLES[Path(path).stem][1]
+        assert {column, plot["x"]} <= set(columns), name
+        spec = json.loads((ROOT / ".dvc/plots" / f"{plot['template']}.json").read_text())
+        assert spec["data"]["values"] == "<DVC_METRIC_DATA>", name
+        derived = {field for value in values_of(spec, "as") for field in np.atleast_1d(value).tolist()}
+        used = {field for field in values_of(spec, "field") if isinstance(field, str)}
+        assert used <= {*columns, *derived, "rev"}, name
+
+
+def values_of(spec: Any, key: str) -> list[Any]:
+    """Everything that stands under `key` anywhere in a nested specification."""
+    if isinstance(spec, list):
+        return [value for part in spec for value in values_of(part, key)]
+    if not isinstance(spec, dict):
+        return []
+    nested = [value for part in spec.values() for value in values_of(part, key)]
+    return [spec[key], *nested] if key in spec else nested

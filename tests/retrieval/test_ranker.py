@@ -1,0 +1,276 @@
+"""Ranking: chunks change nothing, two stages become the full ranking, and memory and work stay within bounds."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from structalign.config.schema import EvaluateConfig, SimilarityConfig
+from structalign.evaluation import metrics
+from structalign.evaluation.evaluate import rank, recall_over_all, recall_within_task, video_to_text
+from structalign.evaluation.search import SearchIndex
+from structalign.losses.similarity import fuse, word_frame_similarity
+from structalign.retrieval import index
+from structalign.retrieval import ranker as ranking
+from structalign.retrieval.gallery import TaskGallery
+from structalign.retrieval.ranker import Ranker
+from structalign.util.errors import UserError
+
+FRAMES, WORDS, WIDTH = 3, 4, 16
+INDEXES = pytest.mark.parametrize("kind", ["flat", "faiss"])
+
+
+class Stored(nn.Module):
+    """Stands in for a retriever: features of queries are drawn beforehand, for each task its own."""
+
+    def __init__(self, words: Tensor, by_task: bool = True) -> None:
+        super().__init__()
+        self.words = nn.Parameter(words, requires_grad=False)  # [T,Q,L,D]
+        self.reads_by_task = by_task
+        self.tokenised, self.encoded = 0, 0
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        self.tokenised += len(texts)
+        return torch.tensor([[int(text)] for text in texts])
+
+    def encode_text(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor, Tensor]:
+        self.encoded += len(tokens)
+        words = self.words[task - 1 if self.reads_by_task else 0, tokens[:, 0]]  # [q,L,D]
+        mask = torch.arange(words.shape[1]) <= tokens % words.shape[1]  # [q,L], captions of 1 to L words
+        return words, mask, words.mean(dim=1)
+
+
+def stored(sizes: tuple[int, ...] = (30, 50), queries: int = 20, seed: int = 0) -> tuple[Stored, list[TaskGallery]]:
+    """Galleries of `sizes` videos each, and queries that are noisy views of some of them."""
+    source = torch.Generator().manual_seed(seed)
+    frames = [
+        torch.randn(size, 1, WIDTH, generator=source) + 0.7 * torch.randn(size, FRAMES, WIDTH, generator=source)
+        for size in sizes
+    ]
+    target = torch.randint(sum(sizes), (queries,), generator=source)
+    seen = torch.cat(frames)[target].mean(dim=1)[:, None]  # [Q,1,D]
+    words = seen + 1.5 * torch.randn(len(sizes), queries, WORDS, WIDTH, generator=source)
+    galleries = []
+    start = 0
+    for task, part in enumerate(frames, 1):
+        own = [q for q in range(queries) if start <= target[q] < start + len(part)]
+        clips = [f"clip-{start + number}" for number in range(len(part))]
+        places = [int(target[q]) - start for q in own]
+        galleries.append(TaskGallery(task, clips, [task] * len(part), [str(q) for q in own], places, part))
+        start += len(part)
+    return Stored(words), galleries
+
+
+def similarity(alpha: float = 0.5) -> SimilarityConfig:
+    return SimilarityConfig(pooling="max", alpha=alpha)
+
+
+def evaluation(rerank: int | None = None, kind: str = "flat") -> EvaluateConfig:
+    return EvaluateConfig(batch_size=1, drift_videos=0, rerank=rerank, index=kind)
+
+
+def plain(retriever: Stored, galleries: list[TaskGallery], queries: list[str]) -> tuple[Tensor, Tensor]:
+    """All word-frame scores and all global cosines (Q, V), in one piece."""
+    word_frame, global_ = [], []
+    for gallery in galleries:
+        words, mask, text = retriever.encode_text(retriever.tokenize(queries), gallery.task)
+        word_frame.append(word_frame_similarity(gallery.frames, words, mask).T)
+        global_.append(normalize(text, dim=-1) @ normalize(gallery.frames.mean(dim=1), dim=-1).T)
+    return torch.cat(word_frame, dim=1), torch.cat(global_, dim=1)
+
+
+def queries_of(galleries: list[TaskGallery]) -> list[str]:
+    return [query for gallery in galleries for query in gallery.queries]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("chunk", "block"), [(2**23, 2**22), (2 * FRAMES * WIDTH, 240), (1, 1)])
+def test_chunks_of_videos_and_queries_change_no_score(
+    monkeypatch: pytest.MonkeyPatch, alpha: float, chunk: int, block: int
+) -> None:
+    monkeypatch.setattr(index, "CHUNK", chunk)
+    monkeypatch.setattr(ranking, "_BLOCK", block)
+    retriever, galleries = stored()
+    queries = queries_of(galleries)
+    expected = fuse(*plain(retriever, galleries, queries), alpha)
+    ranked = rank(retriever, galleries, similarity(alpha))  # type: ignore[arg-type]
+    torch.testing.assert_close(ranked.scores, expected, rtol=0, atol=1e-5)
+    assert recall_over_all(ranked) == metrics.recall(expected, ranked.target)
+    word_frame, global_ = plain(retriever, galleries, queries)
+    of_videos = fuse(word_frame.T, global_.T, alpha).T if alpha else global_
+    torch.testing.assert_close(ranked.video_scores, of_videos, rtol=0, atol=1e-5)
+    assert video_to_text(ranked) == metrics.video_to_text_recall(of_videos, ranked.target)
+
+
+@pytest.mark.parametrize("rerank", [None, 12])
+def test_videos_find_texts_by_the_plain_cosine_where_nothing_else_counts(rerank: int | None) -> None:
+    # Of scores standardised per text, as they rank videos, each caption's would have a shift and a scale of its own.
+    retriever, galleries = stored(queries=60)
+    ranked = rank(retriever, galleries, similarity(0.5 if rerank else 0.0), evaluation(rerank))  # type: ignore[arg-type]
+    _, cosine = plain(retriever, galleries, queries_of(galleries))
+    assert video_to_text(ranked) == metrics.video_to_text_recall(cosine, ranked.target)
+    assert video_to_text(ranked) != metrics.video_to_text_recall(ranked.scores, ranked.target)
+
+
+def test_recall_within_a_task_sees_its_own_queries_and_videos_alone() -> None:
+    retriever, galleries = stored()
+    ranked = rank(retriever, galleries, similarity())  # type: ignore[arg-type]
+    first = len(galleries[0].queries)
+    own = ranked.scores[first:, len(galleries[0].clips) :]
+    assert recall_within_task(ranked, 2) == metrics.recall(own, torch.tensor(galleries[1].target))
+
+
+def test_no_piece_exceeds_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "CHUNK", 7 * FRAMES * WIDTH)
+    monkeypatch.setattr(ranking, "_BLOCK", 400)
+    seen: list[tuple[int, int]] = []
+
+    def note(frames: Tensor, words: Tensor, mask: Tensor, pooling: Any) -> Tensor:
+        seen.append((len(frames), len(words)))
+        return word_frame_similarity(frames, words, mask, pooling)
+
+    monkeypatch.setattr(ranking, "word_frame_similarity", note)
+    retriever, galleries = stored()
+    Ranker(retriever, galleries, similarity()).scores(queries_of(galleries))  # type: ignore[arg-type]
+    assert max(videos for videos, _ in seen) == 7
+    assert max(texts for _, texts in seen) == 400 // 80
+
+
+def test_queries_are_tokenised_once_and_encoded_once_per_way_of_reading() -> None:
+    retriever, galleries = stored(sizes=(10, 10, 10))
+    queries = queries_of(galleries)
+    Ranker(retriever, galleries, similarity()).scores(queries)  # type: ignore[arg-type]
+    assert (retriever.tokenised, retriever.encoded) == (len(queries), 3 * len(queries))
+    alike = Stored(retriever.words.data, by_task=False)
+    Ranker(alike, galleries, similarity()).scores(queries)  # type: ignore[arg-type]
+    assert (alike.tokenised, alike.encoded) == (len(queries), len(queries))
+
+
+@INDEXES
+@pytest.mark.parametrize("rerank", [80, 1000])
+def test_reranking_the_whole_gallery_is_the_full_ranking_to_the_bit(kind: str, rerank: int) -> None:
+    retriever, galleries = stored()
+    queries = queries_of(galleries)
+    full = Ranker(retriever, galleries, similarity()).scores(queries)  # type: ignore[arg-type]
+    both = Ranker(retriever, galleries, similarity(), evaluation(rerank, kind))  # type: ignore[arg-type]
+    assert torch.equal(both.scores(queries), full)
+
+
+@INDEXES
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_two_stages_whose_candidates_are_all_videos_give_the_full_scores(
+    monkeypatch: pytest.MonkeyPatch, kind: str, alpha: float
+) -> None:
+    monkeypatch.setattr(index, "_VISITED", 1)
+    retriever, galleries = stored()
+    queries = queries_of(galleries)
+    two = Ranker(retriever, galleries, similarity(alpha), evaluation(79, kind))  # type: ignore[arg-type]
+    two.candidates = 80  # the last step, which the switch to the full ranking would hide
+    expected = fuse(*plain(retriever, galleries, queries), alpha)
+    torch.testing.assert_close(two.scores(queries), expected, rtol=0, atol=1e-5)
+
+
+def test_candidates_lead_with_the_full_scores_and_others_follow_by_global_cosine() -> None:
+    retriever, galleries = stored()
+    queries = queries_of(galleries)
+    word_frame, cosine = plain(retriever, galleries, queries)
+    full = fuse(word_frame, cosine, 0.5)
+    ours = Ranker(retriever, galleries, similarity(), evaluation(rerank=12)).scores(queries)  # type: ignore[arg-type]
+    for query, row in enumerate(ours):
+        by_cosine = cosine[query].argsort(descending=True)
+        candidates, others = by_cosine[:12], by_cosine[12:]
+        # The sample covers this small gallery, so that candidates have the scores of the full ranking.
+        torch.testing.assert_close(row[candidates], full[query][candidates], rtol=0, atol=1e-5)
+        assert row[candidates].min() > row[others].max()
+        assert row[others].tolist() == sorted(row[others].tolist(), reverse=True)
+        assert row[others].unique().numel() == len(others)
+
+
+def test_word_frame_scores_of_candidates_and_sample_alone_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "SAMPLE", 10)
+    pairs = []
+
+    def count(frames: Tensor, words: Tensor, mask: Tensor, pooling: Any) -> Tensor:
+        pairs.append(len(frames) * len(words))
+        return word_frame_similarity(frames, words, mask, pooling)
+
+    monkeypatch.setattr(ranking, "word_frame_similarity", count)
+    retriever, galleries = stored()
+    queries = queries_of(galleries)
+    Ranker(retriever, galleries, similarity(), evaluation(rerank=5)).scores(queries)  # type: ignore[arg-type]
+    assert sum(pairs) == len(queries) * (5 + 10)
+
+
+@INDEXES
+def test_the_statistics_of_a_sample_come_close_to_those_of_all(kind: str) -> None:
+    retriever, galleries = stored(sizes=(1500, 1500), queries=40)
+    queries = queries_of(galleries)
+    full = Ranker(retriever, galleries, similarity()).scores(queries)  # type: ignore[arg-type]
+    ours = Ranker(retriever, galleries, similarity(), evaluation(200, kind)).scores(queries)  # type: ignore[arg-type]
+    best = full.topk(5, dim=1).indices
+    found = torch.stack([torch.isin(a, b).float().mean() for a, b in zip(best, ours.topk(5).indices, strict=True)])
+    assert found.mean() > 0.85
+
+
+def test_what_faiss_does_not_return_ties_for_the_last_rank() -> None:
+    retriever, galleries = stored(sizes=(400, 400), queries=5)
+    queries = queries_of(galleries)
+    ours = Ranker(retriever, galleries, similarity(), evaluation(20, "faiss")).scores(queries)  # type: ignore[arg-type]
+    returned = (~ours.isneginf()).sum(dim=1)
+    assert (returned >= 20).all()
+    assert (returned <= 2 * 20).all()  # each of the two galleries is asked for 20
+    missed = ours.argmin(dim=1)
+    assert (metrics.ranks(ours, missed) == 800).all()
+
+
+def test_without_faiss_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    retriever, galleries = stored()
+    with pytest.raises(UserError, match="pip install faiss-cpu"):
+        Ranker(retriever, galleries, similarity(), evaluation(5, "faiss"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["query", "gallery"])
+@pytest.mark.parametrize(("kind", "message"), [("flat", "NaN for query"), ("faiss", "not all are finite")])
+def test_a_broken_feature_is_never_ranked(where: str, kind: str, message: str) -> None:
+    retriever, galleries = stored()
+    if where == "query":
+        retriever.words[1, int(galleries[0].queries[0])] = torch.nan
+    else:
+        galleries[1].frames[3, 0, 0] = torch.nan
+    with pytest.raises(UserError, match=message):
+        recall_over_all(rank(retriever, galleries, similarity(), evaluation(5, kind)))  # type: ignore[arg-type]
+
+
+def test_half_precision_galleries_are_ranked_in_single_precision() -> None:
+    retriever, galleries = stored()
+    queries = queries_of(galleries)
+    full = Ranker(retriever, galleries, similarity()).scores(queries)  # type: ignore[arg-type]
+    for gallery in galleries:
+        gallery.frames = gallery.frames.half()
+    ours = Ranker(retriever, galleries, similarity()).scores(queries)  # type: ignore[arg-type]
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, full, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(("rerank", "kind", "hits"), [(None, "flat", 80), (3, "flat", 80), (3, "faiss", 6)])
+def test_search_returns_the_best_videos_that_were_found(rerank: int | None, kind: str, hits: int) -> None:
+    retriever, galleries = stored()
+    retriever.word_pieces = lambda query: [f"word {number}" for number in range(WORDS)]
+    search = SearchIndex.__new__(SearchIndex)  # without the files of a run
+    search.galleries, search.categories, search.captions = galleries, ["", "one", "two"], {}
+    search.learner = SimpleNamespace(retriever=retriever)  # type: ignore[assignment]
+    search.ranker = Ranker(retriever, galleries, similarity(), evaluation(rerank, kind))  # type: ignore[arg-type]
+    found = search.search("7", top=1000)
+    scores = search.ranker.scores(["7"])[0]
+    order = scores.argsort(descending=True, stable=True)[: len(found)].tolist()
+    assert [hit.clip for hit in found] == [f"clip-{place}" for place in order]
+    assert [hit.task for hit in found] == [1 if place < 30 else 2 for place in order]
+    assert 3 <= len(found) <= hits
+    assert kind == "faiss" or len(found) == hits

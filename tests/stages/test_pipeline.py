@@ -1,0 +1,159 @@
+"""The whole DAG, through DVC, on a few tiny generated videos: what runs, what runs again, and what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = [
+    "data.categories=4",
+    "data.train_videos=4",
+    "data.test_videos=3",
+    "split.shots=4",
+    "frames.num_frames=2",
+    "backbone.steps=4",
+    "model.experts=2",
+    "model.rank=4",
+    "train.epochs=2",
+    "train.batch_size=8",
+    "machine.workers=2",
+]
+
+
+class Project:
+    """A copy of the checkout as a repository of its own, in which commands are run as a user would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *command: str, check: bool = True) -> str:
+        """Run a command; return what it printed, standard error included."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if check and done.returncode != 0:
+            pytest.fail(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout[-4000:]}")
+        if not check:
+            assert done.returncode != 0, f"{' '.join(command)} should have failed:\n{done.stdout[-4000:]}"
+        return done.stdout
+
+    def json(self, path: str) -> dict:
+        return json.loads((self.folder / path).read_text())
+
+    def ran(self, output: str) -> set[str]:
+        """Stages that `dvc repro` ran, of everything it printed."""
+        lines = [line for line in output.splitlines() if line.startswith("Running stage")]
+        return {line.split("'")[1] for line in lines}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    made = Project(folder)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    made.run("git", "init", "--quiet")
+    made.run("git", "config", "user.name", "tests")  # DVC commits experiments, and a bare machine knows no name
+    made.run("git", "config", "user.email", "tests@example.org")
+    made.run(sys.executable, "-m", "structalign", "params", "K=2", *TINY)
+    made.run("git", "add", "--all")
+    made.run("git", "commit", "--quiet", "-m", "start")
+    made.run("dvc", "repro")
+    return made
+
+
+def test_chain_leaves_everything_that_a_user_looks_at(project: Project) -> None:
+    summary = project.json("metrics/summary.json")
+    assert 0 <= summary["r1"] <= summary["r5"] <= summary["r10"] <= 100
+    record = project.json("metrics/task-02/recall.json")
+    assert [row["after"] for row in record["rows"]] == [1, 2]
+    assert [len(row["A"]) for row in record["rows"]] == [1, 2]
+    assert record["rows"][0]["bwf"] == 0
+    assert list((project.folder / "plots/figures").glob("*.png"))
+    assert "What queries find" in (project.folder / "plots/report.html").read_text()
+    curve = (project.folder / "plots/loss/task-02.csv").read_text().splitlines()
+    assert len(curve) > 2
+
+
+def test_outputs_are_tracked_by_dvc_and_invisible_to_git(project: Project) -> None:
+    changed = project.run("git", "status", "--porcelain").split()
+    assert set(changed[1::2]) <= {"dvc.lock", "metrics/summary.json", "metrics/"}
+
+
+def test_nothing_to_do_runs_nothing(project: Project) -> None:
+    assert project.ran(project.run("dvc", "repro")) == set()
+
+
+def test_a_loss_weight_reruns_training_evaluation_and_report_alone(project: Project) -> None:
+    project.run(sys.executable, "-m", "structalign", "params", "K=2", *TINY, "loss.etf_weight=0.5")
+    would = project.run("dvc", "status", "--json")
+    project.run(sys.executable, "-m", "structalign", "params", "K=2", *TINY)
+    assert {name.split("@")[0] for name in json.loads(would)} == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("file", "change"), [("figures.py", "\n# a change\n"), ("page.html.j2", "\n<!-- a change -->\n")]
+)
+def test_the_look_of_the_report_reruns_the_report_alone(project: Project, file: str, change: str) -> None:
+    source = project.folder / "structalign" / file
+    before = source.read_text()
+    source.write_text(before + change)
+    try:
+        assert project.ran(project.run("dvc", "repro")) == {"report"}
+    finally:
+        source.write_text(before)
+        project.run("dvc", "repro")
+
+
+def test_k_changes_the_dag(project: Project) -> None:
+    project.run("dvc", "exp", "run", "--name", "one-task", "-S", "K=1", *[f"-S{item}" for item in TINY])
+    params = yaml.safe_load((project.folder / "params.yaml").read_text())
+    assert list(params["tasks"]) == ["01"]
+    stages = project.run("dvc", "stage", "list", "--name-only").split()
+    assert [name for name in stages if "@" in name] == ["train@01", "evaluate@01"]
+    project.run(sys.executable, "-m", "structalign", "params", "K=2", *TINY)
+    assert project.ran(project.run("dvc", "repro")) == set()
+
+
+def test_k_that_does_not_divide_the_categories_is_one_clear_line(project: Project) -> None:
+    project.run(sys.executable, "-m", "structalign", "params", "K=3", *TINY)
+    try:
+        output = project.run("dvc", "repro", check=False)
+        lines = [line for line in output.splitlines() if "ERROR " in line and "K = 3" in line]
+        assert len(lines) == 1
+        assert "4 categories" in lines[0]
+    finally:
+        project.run(sys.executable, "-m", "structalign", "params", "K=2", *TINY)
+        project.run("dvc", "checkout")
+
+
+def test_a_study_runs_through_the_queue_and_names_what_failed(project: Project) -> None:
+    # As in a fresh clone: the committed dvc.lock speaks of data that this cache has never seen.
+    shutil.copyfile(ROOT / "dvc.lock", project.folder / "dvc.lock")
+    study = {"structalign": [*TINY, "train.epochs=1"], "broken": [*TINY, "etf.num_classes=2"]}
+    (project.folder / "conf/study/tiny.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "-m", "study")
+    printed = project.run(
+        sys.executable, "-m", "structalign", "compare", "--study", "tiny", "--K", "2", "--seeds", "0"
+    )
+    assert re.search("tiny-broken-shapes-2-seed0-[0-9a-f]+: failed", printed)
+    folder = project.folder / "plots/compare/tiny-shapes-2"
+    assert {path.name for path in folder.iterdir()} == {"runs.csv", "table.md", "figure.png", "by_task.png"}
+    assert [line.split(" | ")[0] for line in (folder / "table.md").read_text().splitlines()[2:]] == ["| structalign"]

@@ -1,0 +1,132 @@
+"""Processes that share jobs: results in order, and an end whatever dies when."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from structalign.util.workers import AHEAD, STARTS, Lost, share_out
+from tests.helpers import worker_faults as faults
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("count", [0, 1, 60])
+def test_results_come_in_the_order_of_jobs(workers: int, count: int) -> None:
+    assert list(share_out(faults.double, range(count), workers)) == [2 * number for number in range(count)]
+
+
+def test_what_a_job_raises_is_raised_here() -> None:
+    results = share_out(faults.refuse, range(10), 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(EOFError, match=r"^three") as error:
+        next(results)
+    assert "in refuse" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("job", "kind", "words"),
+    [
+        (faults.refuse_in_particular, RuntimeError, r"^Particular: 0 at here"),
+        (faults.give_what_cannot_travel, Exception, r"(?i)pickle"),
+    ],
+)
+def test_what_cannot_travel_is_an_error_and_not_a_dead_process(
+    job: Callable[[int], object], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        list(share_out(job, range(1), 1))
+
+
+@pytest.mark.parametrize("failures", [STARTS - 1, STARTS])
+def test_a_process_that_dies_as_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    starts = itertools.count(1)
+    start = ForkServerProcess.start
+
+    def fail(process: ForkServerProcess) -> None:
+        if next(starts) <= failures:
+            raise EOFError
+        start(process)
+
+    monkeypatch.setattr(ForkServerProcess, "start", fail)
+    if failures < STARTS:
+        assert list(share_out(faults.double, range(3), 1)) == [0, 2, 4]
+    else:
+        with pytest.raises(ChildProcessError, match="die as they start"):
+            list(share_out(faults.double, range(3), 1))
+
+
+def test_a_dead_process_costs_its_job_alone() -> None:
+    jobs = [0, signal.SIGSEGV, 0, 0, signal.SIGKILL, -7, 0]
+    results = list(share_out(faults.die_of, jobs, 2))
+    assert results == [0, Lost(-signal.SIGSEGV), 0, 0, Lost(-signal.SIGKILL), Lost(7), 0]
+    assert [str(result) for result in results if isinstance(result, Lost)] == [
+        "killed by SIGSEGV",
+        "killed by SIGKILL",
+        "ended with status 7",
+    ]
+
+
+def test_a_job_without_end_is_given_up() -> None:
+    begin = time.monotonic()
+    results = list(share_out(faults.sleep, [0, 600, 0, 0.1], 2, patience=20))
+    assert results == [0, Lost(None), 0, 0.1]
+    assert str(results[1]) == "took too long"
+    assert time.monotonic() - begin < 300
+
+
+def workers_of_this_process() -> list[psutil.Process]:
+    """Children of its fork server."""
+    return [process for server in psutil.Process().children() for process in server.children()]
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_process_killed_at_any_moment_stops_nothing(seed: int) -> None:
+    # Large results fill the pipe, so that many die halfway through one; early ones while the others are starting.
+    draw = random.Random(seed)
+    delay = draw.choice([0.01, 0.1]) * draw.random()
+
+    over = threading.Event()
+
+    def kill() -> None:
+        while not workers_of_this_process() and not over.is_set():
+            time.sleep(0.001)
+        time.sleep(delay)
+        for victim in workers_of_this_process()[-1:]:
+            victim.kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    results = list(share_out(faults.large, range(100), 2))
+    over.set()
+    killer.join(60)
+    assert not killer.is_alive()
+    lost = [result for result in results if isinstance(result, Lost)]
+    assert set(lost) <= {Lost(-signal.SIGKILL)}
+    assert len(lost) <= 1
+    assert all(result in (faults.large(number), *lost) for number, result in enumerate(results))
+
+
+def test_processes_end_with_a_caller_that_wants_no_more() -> None:
+    results: Iterator[object] = share_out(faults.large, range(300), 2)
+    next(results)
+    family = workers_of_this_process()
+    assert len(family) == 2
+    results.close()  # type: ignore[attr-defined]
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+
+
+def test_jobs_are_not_done_far_ahead(tmp_path: Path) -> None:
+    results = share_out(faults.leave_mark, [(tmp_path, number) for number in range(200)], 2)
+    next(results)
+    assert len(list(tmp_path.iterdir())) <= 2 * AHEAD
+    assert len(list(results)) == 199
