@@ -31,7 +31,7 @@ def main(config: Config) -> None:
 def prepare(config: Config, folder: Path) -> list[Clip]:
     """Fill the raw folder of a data set and list its clips."""
     # Each data set is a module of its own name, of which only the chosen one is a dependency of this stage.
-    module = import_module(f"structalign.data.{config.data.name}")
+    module = import_module(f"structalign.data.datasets.{config.data.name}")
     if config.data.name == "shapes":
         sizes = config.data.model_dump(exclude={"name", "protocol"})
         return module.generate(folder, seed=config.seed, workers=config.machine.num_workers, **sizes)
