@@ -19,7 +19,7 @@ from typing import IO
 import psutil
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.checkout import copy_checkout
 
 SMALL = [
     "K=2",
@@ -63,11 +63,7 @@ class Project:
     @classmethod
     def create(cls, folder: Path, *overrides: str) -> Project:
         """Copy what git knows of this checkout, with the small parameters."""
-        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-        for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
-            if name and (ROOT / name).is_file() and name != "dvc.lock":
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / name, folder / name)
+        copy_checkout(folder)
         made = cls(folder)
         made.call("git", "init", "--quiet")
         made.compose("machine.workers=2", *overrides)

@@ -1,20 +1,45 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share, and the guard of the work tree."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers.checkout import ROOT, is_state
+
+opened: list[Path] = []
+"""Paths of the work tree's state that were opened since the last test."""
+
+
+def _watch(event: str, arguments: tuple) -> None:
+    if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str | bytes | os.PathLike):
+        path = Path(os.path.abspath(os.fsdecode(arguments[0])))
+        if is_state(path):
+            opened.append(path)
+
+
+sys.addaudithook(_watch)
+
+
+@pytest.fixture(autouse=True)
+def _work_tree_is_not_read() -> Iterator[None]:
+    """Fail a test that depends on the user's parameters, data or results; see `tests/helpers/params.py`."""
+    yield
+    found = sorted(set(map(str, opened)))
+    opened.clear()
+    assert not found, f"a test, its fixtures or its module read the state of the work tree: {found}"
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Reference material beside a developer's checkout: golden numbers, published splits, videos."""
+    """Reference material beside a developer's checkout: published splits and videos."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
-        pytest.skip("the reference material (golden numbers, published splits, videos) is not beside this checkout")
+        pytest.skip("the reference material (published splits, videos) is not beside this checkout")
     return folder
 
 

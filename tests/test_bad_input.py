@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from hypothesis import strategies as st
 from structalign.config.schema import ModelConfig
 from structalign.model.retriever import Retriever
 from structalign.util.errors import UserError
-from tests.helpers.bad_cases import CASES, INFO, ROOT, Case, small_clip
+from tests.helpers.bad_cases import CASES, INFO, Case, small_clip
 
-DOCUMENT = ROOT / "docs/bad-input.md"
 ALLOWED = {"data/missing-videos.txt", "file.bin.lock", "file.bin.part", "file.bin.part.validator"}
 """What a refused input may leave: the list of videos to add, and what the next download goes on with."""
 
@@ -103,22 +101,6 @@ def test_rows_have_names_of_their_own() -> None:
     names = [name_of(case) for case in CASES]
     assert len(set(names)) == len(names) >= 60
     assert all(bool(case.refused) != bool(case.accepted) for case in CASES)
-
-
-def test_the_document_shows_every_row() -> None:
-    area, shown = "", {}
-    for line in DOCUMENT.read_text(encoding="utf-8").replace("\\|", "\0").splitlines():
-        if line.startswith("## "):
-            area = line[3:]
-        elif line.startswith("| "):
-            wrong, outcome = line[2:-2].replace("\0", "\\|").split(" | ")
-            shown[area, wrong] = outcome
-    for case in CASES:
-        outcome = shown[case.area, cell(case.wrong)]
-        if case.refused:
-            assert re.search(case.refused, outcome), case.wrong
-        else:
-            assert outcome == f"accepted: {cell(case.accepted)}"
 
 
 @settings(max_examples=100, deadline=None)

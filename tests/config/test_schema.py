@@ -23,11 +23,6 @@ def composed(tmp_path: Path, *overrides: str) -> Config:
     return Config.load(tmp_path / "params.yaml")
 
 
-def test_committed_params_are_what_conf_composes(tmp_path: Path) -> None:
-    compose([], tmp_path / "params.yaml")
-    assert (tmp_path / "params.yaml").read_text() == Path("params.yaml").read_text()
-
-
 @pytest.mark.parametrize("method", sorted(path.stem for path in (ROOT / "conf/method").glob("*.yaml")))
 def test_every_method_composes_under_its_own_name(tmp_path: Path, method: str) -> None:
     assert composed(tmp_path, f"method={method}").method.name == method

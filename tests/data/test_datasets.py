@@ -20,10 +20,10 @@ from structalign.data.datasets.common import list_videos
 from structalign.data.split import read_task
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_json
+from tests.helpers.params import ROOT
 from tests.helpers.raw_data import (
     EXTRA,
     HEADER,
-    ROOT,
     VIDEOS,
     actnet_data,
     config_for,

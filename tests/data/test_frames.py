@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import frames as stage
-from structalign.config.schema import Config, FramesConfig
+from structalign.config.schema import FramesConfig
 from structalign.data import decode as video
 from structalign.data import frames
 from structalign.data.clips import Clip, write_manifest
@@ -31,7 +31,7 @@ from structalign.data.decode import Request, UndecodableError, decode, sample_in
 from structalign.data.frames import FrameStore, clips_of, extract
 from structalign.util.errors import UserError
 from structalign.util.files import fresh_dir, read_json
-from tests.helpers import worker_faults
+from tests.helpers import params, worker_faults
 from tests.helpers.video_files import counted, cut, moving, numbers, rotate, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -527,7 +527,7 @@ def test_threads_may_share_a_store(clips: list[Clip], videos: Path, tmp_path: Pa
 
 
 def test_stage(clips: list[Clip], videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Config.load(ROOT / "params.yaml")
+    config = params.config()
     raw = tmp_path / "data/raw" / config.data.name
     raw.parent.mkdir(parents=True)
     videos.rename(raw)

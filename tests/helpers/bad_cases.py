@@ -42,6 +42,9 @@ from structalign.retrieval.gallery import TaskGallery, load_galleries, save_inde
 from structalign.training.learner import Learner
 from structalign.training.resume import fingerprint
 from structalign.util.checkpoint import Checkpoint
+from tests.helpers.params import ROOT
+from tests.helpers.params import config as default_config
+from tests.helpers.params import params as default_params
 from tests.helpers.raw_data import (
     HEADER,
     actnet_data,
@@ -65,8 +68,6 @@ from tests.helpers.video_files import (
     write_sound,
     write_video,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
 
 Act = Callable[[], Any]
 
@@ -100,7 +101,7 @@ class Case:
 
 def params(key: str, value: Any) -> Callable[[Path], Act]:
     def prepare(here: Path) -> Act:
-        values = yaml.safe_load((ROOT / "params.yaml").read_text())
+        values = default_params()
         *path, last = key.split(".")
         section = values
         for part in path:
@@ -171,7 +172,7 @@ PARAMS = [
     ("empty file", params_text(""), "keys and values"),
     ("not UTF-8", params_text("about: süß".encode("latin-1")), "not valid YAML"),
     ("a Python object", params_text("K: !!python/object/apply:os.mkdir [ran]"), "not valid YAML"),
-    ("no file", lambda here: lambda: Config.load("params.yaml"), r"python -m stages\.params"),
+    ("no file", lambda here: lambda: Config.load("params.yaml"), r"structalign params"),
     ("-S K=0", override("K=0"), "K = 0"),
     ("-S K=100", override("K=100"), "K = 100"),
     ("-S evaluate.rerank=0", override("evaluate.rerank=0"), r"evaluate\.rerank = 0"),
@@ -666,7 +667,7 @@ def video(
     """The stage `frames` on one video."""
 
     def prepare(here: Path) -> Act:
-        values = yaml.safe_load((ROOT / "params.yaml").read_text())
+        values = default_params()
         values["machine"]["workers"] = 1
         config = Config.parse(values)
         raw = here / "data/raw" / config.data.name
@@ -926,7 +927,7 @@ def taken_up(**changes: Any) -> Callable[[Path], Act]:
     def prepare(here: Path) -> Act:
         (here / "models/clip").mkdir(parents=True)
         save_clip(small_clip(), INFO, here / "models/clip")
-        config = Config.load(ROOT / "params.yaml")
+        config = default_config()
         facts = {"task": 1, "method": "structalign", "weights": {"scale": torch.ones(3)}}
         return lambda: Learner(config, 20, Checkpoint(**{**facts, **changes}))
 
@@ -966,7 +967,7 @@ def fingerprinted(here: Path) -> Act:
     packed(halved("shard-0000.zip"))(here)
     (here / "data/split").mkdir()
     (here / "data/split/task-01.json").write_text("{}")
-    return lambda: fingerprint(Config.load(ROOT / "params.yaml"), 1)
+    return lambda: fingerprint(default_config(), 1)
 
 
 def flipped(folder: Path) -> None:
@@ -1020,7 +1021,7 @@ STORED = [
         "weights do not fit",
     ),
     ("frames: shard truncated", packed(halved("shard-0000.zip")), r"shard-0000\.zip: damaged at clip clip"),
-    ("frames: shard truncated, before training", fingerprinted, r"shard-0000\.zip: damaged .*stages\.mend"),
+    ("frames: shard truncated, before training", fingerprinted, r"shard-0000\.zip: damaged .*structalign repair"),
     ("frames: shard gone", packed(lambda folder: (folder / "shard-0000.zip").unlink()), r"shard-0000\.zip: damaged"),
     ("frames: a bit flipped", packed(flipped), r"shard-0000\.zip: damaged at clip clip .*CRC"),
     *(

@@ -8,15 +8,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from structalign.config.schema import Config
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.params import params
 
 
 def config_for(data: dict[str, Any], num_tasks: int = 2, **sections: dict[str, Any]) -> Config:
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values = params()
     names = [f"{task:02d}" for task in range(num_tasks + 1)]
     values |= {"K": num_tasks, "data": data, "last": names[-1]}
     values["tasks"] = {names[task]: {"id": task, "previous": names[task - 1]} for task in range(1, num_tasks + 1)}

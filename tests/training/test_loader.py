@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +12,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from structalign.config.schema import Config, FramesConfig
+from structalign.config.schema import FramesConfig
 from structalign.data.clips import Clip
 from structalign.data.frames import FrameStore, extract
 from structalign.data.split import Sample
 from structalign.training import loader
 from structalign.training.loader import TrainingSet, load_clips, train_pixels
 from structalign.util import distributed
+from tests.helpers.params import config
 from tests.helpers.video_files import moving, write_video
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["a", "b", "c", "d", "e"]
 
 
@@ -61,7 +60,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def train_settings(**changes: object) -> object:
-    return Config.load(ROOT / "params.yaml").train.model_copy(update={"batch_size": 4, "flip": True} | changes)
+    return config().train.model_copy(update={"batch_size": 4, "flip": True} | changes)
 
 
 def epoch(data: TrainingSet, seed: int, **changes: object) -> list:

@@ -38,9 +38,9 @@ from structalign.util.checkpoint import Checkpoint
 from structalign.util.errors import UserError
 from structalign.util.machine import available_cores
 from structalign.util.seeding import use_arithmetic, use_deterministic
+from tests.helpers.params import ROOT, params
 from tests.helpers.split_files import Runs
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
@@ -61,8 +61,8 @@ class Memory:
 
 
 def config_for(method: str, **changes: Any) -> Config:
-    """The committed parameters, with a method's own and those of a tiny training."""
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    """The default parameters, with a method's own and those of a tiny training."""
+    values = params()
     own = yaml.safe_load((ROOT / f"conf/method/{method}.yaml").read_text())
     tiny = {
         "model": {"adapter_layers": 1, "experts": 4, "rank": 4, "vision_rank": 4, "lora_alpha": 8},
