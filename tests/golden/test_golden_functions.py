@@ -14,13 +14,14 @@ from structalign.losses import contrastive as losses
 from structalign.losses.memory import class_statistics
 from structalign.losses.similarity import fuse, word_frame_similarity
 
+RELEASED = Path(__file__).with_name("released-small.npz")
 TOLERANCE = 1e-6
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Tensor]:
+def golden() -> dict[str, Tensor]:
     groups = ("sim/", "scl/", "etf/", "pseudo/", "proto/", "fuse/", "metrics/")
-    with np.load(shared / "golden" / "released-small.npz") as arrays:
+    with np.load(RELEASED, allow_pickle=False) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files if name.startswith(groups)}
 
 

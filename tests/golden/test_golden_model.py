@@ -14,16 +14,18 @@ from torch import Tensor
 from structalign.cli.convert import Released, convert, read_released
 from structalign.util.errors import UserError
 
+RELEASED = Path(__file__).with_name("released-small.npz")
+
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Tensor]:
-    arrays = np.load(shared / "golden/released-small.npz")
+def golden() -> dict[str, Tensor]:
+    arrays = np.load(RELEASED)
     return {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "meta"}
 
 
 @pytest.fixture(scope="module")
-def settings(shared: Path) -> dict[str, float]:
-    meta = json.loads(str(np.load(shared / "golden/released-small.npz")["meta"]))
+def settings() -> dict[str, float]:
+    meta = json.loads(str(np.load(RELEASED)["meta"]))
     heads = {"text_heads": meta["text"]["heads"], "vision_heads": meta["vision"]["heads"]}
     return {
         **heads,

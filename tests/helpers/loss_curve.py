@@ -1,6 +1,6 @@
 """A small training on built-in data whose loss curve is committed, so that refactoring can be checked against it.
 
-    python -m tests.loss_curve
+    python -m tests.helpers.loss_curve
 
 writes `tests/golden/loss_curve.csv` anew: do so only where results are meant to change, and say why in the commit.
 """

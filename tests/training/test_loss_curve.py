@@ -16,7 +16,7 @@ from structalign.util.checkpoint import load_tensors
 from tests.helpers import loss_curve
 from tests.helpers.loss_curve import COMMITTED, ROOT
 
-REGENERATE = "results changed; if they were meant to: python -m tests.loss_curve"
+REGENERATE = "results changed; if they were meant to: python -m tests.helpers.loss_curve"
 
 
 @pytest.fixture(scope="module")
