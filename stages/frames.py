@@ -6,7 +6,8 @@ from pathlib import Path
 
 from stages.run import run
 from structalign.config.schema import Config
-from structalign.data.clips import raw_folder, read_manifest, video_root
+from structalign.data.clips import raw_folder, read_manifest
+from structalign.data.datasets.common import video_root
 from structalign.data.frames import clips_of, extract
 from structalign.util.files import fresh_dir
 from structalign.util.log import log

@@ -28,10 +28,10 @@ class _Section(BaseModel):
 
 
 class Source(_Section):
-    """One file to obtain: from an URL, or from a path on this machine (then nothing is fetched)."""
+    """One file to obtain: from a URL, or from a path on this machine (then nothing is fetched)."""
 
-    source: str
-    """`https://...` or a local path."""
+    source: str | Annotated[list[str], Field(min_length=1)]
+    """`https://...` or a local path, or a list of mirrors that are tried in turn."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Checksum the file must have; null where the publisher gives none."""
 
@@ -54,9 +54,9 @@ class MsrvttData(_Section):
     name: Literal["msrvtt"]
     protocol: Literal["published", "fewshot"]
     archive: Source
-    """The videos, as the archive that the benchmark names, or a local folder or archive."""
+    """The videos: the zip archive that the benchmark names, or a local folder or zip archive."""
     annotations: Source | None
-    """MSR-VTT's own annotation file; null takes it from the archive."""
+    """MSR-VTT's own annotation file; null takes it from the archive. The archive's also serves if a URL fails."""
     splits: dict[int, Source]
     """Published split file for each K it was published for."""
     test_captions: Source

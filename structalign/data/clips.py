@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from structalign.util.errors import UserError
-from structalign.util.files import atomic_write_text, user_path
+from structalign.util.files import atomic_write_text
 
 if TYPE_CHECKING:
     from structalign.config.schema import Config
@@ -35,7 +35,7 @@ class Clip:
     id : str
         Unique name: up to 120 letters, digits, `_`, `-` and `.`, not starting with `-` or `.`.
     video : str
-        Path of the video below `video_root(config)`, with `/` between its parts.
+        Path of the video within `datasets.common.video_root(config)`, with `/` between its parts.
     start, end : float or None
         Seconds from the video's start; None: from its beginning, to its end.
     category : str
@@ -188,16 +188,5 @@ def _conflicts(clips: list[Clip]) -> Iterator[tuple[int, str]]:
 
 
 def raw_folder(config: Config) -> Path:
-    """Return the folder that the stage `download` writes: manifest, annotations, and videos of ours."""
+    """Return the folder that the stage `download` writes: manifest, split files, and generated videos."""
     return RAW / config.data.name
-
-
-def video_root(config: Config) -> Path:
-    """Return the folder that `Clip.video` is relative to.
-
-    That is the user's own folder of videos where `data.videos` names one, and `raw_folder` elsewhere. Videos
-    of the user's stay where they are: DVC would copy what links inside its outputs point at, and these
-    folders can hold hundreds of gigabytes.
-    """
-    videos = getattr(config.data, "videos", None)
-    return user_path(videos) if videos else raw_folder(config)

@@ -1,23 +1,14 @@
-"""Getting files from elsewhere: resumable, checked downloads, and archives that cannot harm the disk."""
+"""Getting files from elsewhere: downloads that are resumed and checked."""
 
 from __future__ import annotations
 
 import hashlib
-import lzma
 import os
 import shutil
-import stat
-import struct
-import tarfile
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO
 
 import requests
 from filelock import FileLock, Timeout
@@ -25,9 +16,7 @@ from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3.util import Retry
 
-from structalign.data.clips import check_relative
 from structalign.util.errors import UserError
-from structalign.util.files import fresh_dir
 from structalign.util.log import log, progress_bar
 
 CHUNK = 1 << 20
@@ -281,199 +270,3 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(f"{what}: needs {needed:,} bytes in {folder}, where only {free:,} are free")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an archive may hold.
-
-    Parameters
-    ----------
-    members : int
-        Files and folders.
-    total_bytes : int
-        Bytes of the files taken out.
-    ratio : int
-        Unpacked bytes per packed byte of the whole archive; videos barely compress, text about tenfold.
-    """
-
-    members: int = 500_000
-    total_bytes: int = 256 << 30
-    ratio: int = 100
-
-
-@dataclass(frozen=True)
-class _Member:
-    """An entry of an archive, whatever the archive's kind."""
-
-    name: str
-    size: int
-    kind: str  # file, folder, link or device, encrypted file
-    open: Callable[[], IO[bytes] | None]
-
-
-def member_names(archive: str | Path, limits: Limits | None = None) -> list[str]:
-    """Name the files in a zip or tar archive, all members having been found harmless.
-
-    Raises
-    ------
-    UserError
-        See `extract`.
-    """
-    with _opened(Path(archive), limits or Limits()) as members:
-        return [member.name for member in members if member.kind == "file"]
-
-
-def extract(
-    archive: str | Path,
-    target: str | Path,
-    names: Mapping[str, str] | None = None,
-    limits: Limits | None = None,
-) -> None:
-    """Unpack a zip or tar archive into a folder, all of it or nothing.
-
-    Parameters
-    ----------
-    archive : path
-        A `.zip`, or a `.tar` with any compression that Python reads; told by content, not by name.
-    target : path
-        The folder to make; an existing one is replaced.
-    names : mapping of str to str, optional
-        Members to take out, and their paths below `target`. Default: all, under their own names.
-        Links, devices and encrypted members are passed over where they are not asked for.
-    limits : Limits, optional
-        What a well-meant archive stays within.
-
-    Raises
-    ------
-    UserError
-        Where the archive is damaged, a member would leave the folder (`../`, an absolute path), occurs
-        twice, is a link, a device or encrypted, a wanted one is missing, or a limit is passed.
-    """
-    archive, limits = Path(archive), limits or Limits()
-    with _opened(archive, limits) as members, fresh_dir(target) as folder:
-        wanted = {member.name: member.name for member in members} if names is None else names
-        chosen = [member for member in members if member.name in wanted]
-        if missing := sorted(set(wanted) - {member.name for member in chosen}):
-            raise UserError(f"{archive}: holds no {missing[0]!r} ({len(missing)} such members missing)")
-        total = sum(member.size for member in chosen)
-        check_room(folder, total, str(archive))
-        with _byte_bar(total, f"unpack {archive.name}") as bar:
-            for member in chosen:
-                check_relative(wanted[member.name], str(archive))
-                _unpack(member, folder / wanted[member.name], archive, bar)
-
-
-def _unpack(member: _Member, path: Path, archive: Path, bar: tqdm) -> None:
-    if member.kind != "file":
-        raise UserError(f"{archive}: member {member.name!r} is no plain file but a {member.kind}: refused")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    left = member.size
-    with member.open() as source, path.open("xb") as stream:  # type: ignore[union-attr]
-        while piece := source.read(min(CHUNK, left + 1)):
-            left -= len(piece)
-            if left < 0:
-                break
-            stream.write(piece)
-            bar.update(len(piece))
-    if left:
-        raise UserError(f"{archive}: member {member.name!r} is not as long as it says: refused")
-
-
-@contextmanager
-def _opened(archive: Path, limits: Limits) -> Iterator[list[_Member]]:
-    """Open an archive, check names, sizes and number, and turn its reader's errors into ours."""
-    if not archive.is_file():
-        raise UserError(f"{archive}: no such archive")
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened_zip:
-                yield _checked(_zip_members(opened_zip), archive, limits)
-        else:
-            with tarfile.open(archive) as opened_tar:
-                members = _checked(_tar_members(opened_tar), archive, limits)
-                _read_to_the_end(opened_tar.fileobj, archive, limits)  # type: ignore[arg-type]
-                yield members
-    except _DAMAGED as error:
-        raise _damaged(archive, error) from None
-    except OSError as error:
-        if error.errno is not None:  # a full disk, for one; decompressors raise theirs without a number
-            raise
-        raise _damaged(archive, error) from None
-
-
-def _read_to_the_end(stream: IO[bytes], archive: Path, limits: Limits) -> None:
-    """Have a compressed tar's checksum verified, which comes at its very end, after what tarfile reads."""
-    most = _most_bytes(archive, limits)
-    while stream.read(CHUNK):
-        if stream.tell() > most:
-            raise _bomb(archive, most)
-
-
-def _most_bytes(archive: Path, limits: Limits) -> int:
-    """Bytes that an archive may unpack to; a tar pads each member to blocks."""
-    return min(limits.total_bytes, limits.ratio * archive.stat().st_size + CHUNK)
-
-
-def _bomb(archive: Path, most: int) -> UserError:
-    return UserError(f"{archive}: would unpack to over {most:,} bytes: refused, it may be a bomb")
-
-
-_DAMAGED = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,
-    struct.error,
-    ValueError,
-)
-
-
-def _damaged(archive: Path, error: Exception) -> UserError:
-    reason = str(error).split("\n")[0].rstrip(": ")  # tarfile adds a line for every compression that it tried
-    return UserError(
-        f"{archive}: damaged, or neither a zip nor a tar archive ({reason}); "
-        "replace it, or delete it to have it fetched again"
-    )
-
-
-def _zip_members(opened: zipfile.ZipFile) -> Iterator[_Member]:
-    for info in opened.infolist():
-        mode = stat.S_IFMT(info.external_attr >> 16)
-        kind = "file" if mode in (0, stat.S_IFREG) else "link or device"  # 0: made where files have no mode
-        if info.is_dir():
-            kind = "folder"
-        elif info.flag_bits & 1:
-            kind = "encrypted file"
-        yield _Member(info.filename, info.file_size, kind, partial(opened.open, info))
-
-
-def _tar_members(opened: tarfile.TarFile) -> Iterator[_Member]:
-    for info in opened:
-        kind = "file" if info.isreg() and not info.issparse() else "link or device"
-        if info.isdir():
-            kind = "folder"
-        yield _Member(info.name, info.size, kind, partial(opened.extractfile, info))
-
-
-def _checked(members: Iterator[_Member], archive: Path, limits: Limits) -> list[_Member]:
-    """Collect what is no folder; stop at the first harmful one, before the rest is even read."""
-    most = _most_bytes(archive, limits)
-    found: dict[str, _Member] = {}
-    total = 0
-    for count, member in enumerate(members, 1):
-        total += member.size
-        if total > most:
-            raise _bomb(archive, most)
-        if count > limits.members:
-            raise UserError(f"{archive}: holds over {limits.members:,} members: refused, it may be a bomb")
-        if member.kind == "folder" and member.name.rstrip("/") == ".":
-            continue
-        check_relative(member.name, f"{archive}: refused")
-        if member.name in found:
-            raise UserError(f"{archive}: member {member.name!r} occurs twice: refused")
-        if member.kind != "folder":
-            found[member.name] = member
-    return list(found.values())

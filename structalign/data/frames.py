@@ -13,7 +13,7 @@ import threading
 import zipfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from structalign.config.schema import FramesConfig
+from structalign.data.archive import video_file
 from structalign.data.clips import Clip
 from structalign.data.decode import Request, UndecodableError, decode, sample_indices
 from structalign.util.errors import UserError
@@ -42,8 +43,8 @@ CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.
 Packed = tuple[list[bytes], tuple[int, ...]]
 """A clip's frames as JPEG, and their height and width."""
 
-Job = tuple[Request, int]
-"""A clip, and the JPEG quality of its frames."""
+Job = tuple[Path, Request, int]
+"""The folder or archive that the clip's video is in, the clip, and the JPEG quality of its frames."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig,
     ----------
     clips : list of Clip
     videos : Path
-        Folder that the clips' video paths are relative to.
+        Folder or zip archive that the clips' video paths are in.
     folder : Path
         An existing, empty folder; it gets shard-0000.zip, ..., index.json and missing.json.
     frames : FramesConfig
@@ -129,7 +130,11 @@ def _decode_all(
 ) -> Generator[Packed | str, None, None]:
     """JPEGs of each clip, in order; a string says why there are none."""
     jobs = [
-        (Request(videos / clip.video, clip.start, clip.end, frames.num_frames, frames.short_side), frames.quality)
+        (
+            videos,
+            Request(Path(clip.video), clip.start, clip.end, frames.num_frames, frames.short_side),
+            frames.quality,
+        )
         for clip in clips
     ]
     yield from progress(_decode_apart(jobs, workers), len(jobs), "frames", "clip")
@@ -137,7 +142,7 @@ def _decode_all(
 
 def _decode_apart(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
     """Decode in processes, even if in one: a video that crashes the decoder must not end the stage."""
-    for (request, _), result in zip(jobs, share_out(_decode_one, jobs, workers, PATIENCE), strict=True):
+    for (_, request, _), result in zip(jobs, share_out(_decode_one, jobs, workers, PATIENCE), strict=True):
         if not isinstance(result, Lost):
             yield result
         elif result.exitcode is None or -result.exitcode in CRASHES:
@@ -150,12 +155,13 @@ def _decode_apart(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
 
 
 def _decode_one(job: Job) -> Packed | str:
-    request, quality = job
-    if not request.path.is_file():
-        return "no such file"
+    videos, request, quality = job
     try:
-        pictures = decode(request)
-    except UndecodableError as error:
+        with video_file(videos, request.path.as_posix()) as path:
+            if not path.is_file():
+                return "no such file"
+            pictures = decode(replace(request, path=path))
+    except (UndecodableError, UserError) as error:
         return str(error)
     except MemoryError:
         raise

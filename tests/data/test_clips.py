@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from structalign.data.clips import Clip, raw_folder, read_manifest, video_root, write_manifest
+from structalign.data.clips import Clip, read_manifest, write_manifest
 from structalign.util.errors import UserError
 
 GOOD = {
@@ -64,10 +63,3 @@ def test_contradictions_are_not_written(tmp_path: Path) -> None:
         with pytest.raises(UserError):
             write_manifest(clips, path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_where_videos_are() -> None:
-    ours = SimpleNamespace(data=SimpleNamespace(name="msrvtt"))
-    theirs = SimpleNamespace(data=SimpleNamespace(name="local", videos="/srv/videos"))
-    assert video_root(ours) == raw_folder(ours) == Path("data/raw/msrvtt")
-    assert video_root(theirs) == Path("/srv/videos")

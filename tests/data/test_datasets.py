@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from hypothesis import strategies as st
 
 import stages.download
 import stages.split
-from structalign.data.clips import Clip, read_manifest, video_root
+from structalign.data.archive import read_member
+from structalign.data.clips import Clip, read_manifest
 from structalign.data.datasets import actnet, local, msrvtt
-from structalign.data.datasets.common import list_videos
+from structalign.data.datasets.common import list_files, video_root
 from structalign.data.split import read_task
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_json
+from structalign.util.log import configure
 from tests.helpers.params import ROOT
 from tests.helpers.raw_data import (
     EXTRA,
@@ -33,6 +36,7 @@ from tests.helpers.raw_data import (
     msrvtt_zip,
     source,
 )
+from tests.helpers.remote import Server
 
 
 @pytest.fixture
@@ -62,8 +66,8 @@ def test_msrvtt_published_through_both_stages(here: Path) -> None:
     assert clips["video1t"].captions == ("the test caption, of 1",)
     assert (clips["video1t"].category, clips["video1t"].split) == ("people", "test")
     for clip in clips.values():
-        assert (video_root(config) / clip.video).read_text() == f"bytes of {clip.id}"
-    assert len(list_videos(video_root(config))) == len(VIDEOS), "only annotated videos are unpacked"
+        assert read_member(video_root(config), clip.video) == f"bytes of {clip.id}".encode()
+    assert list_files(Path("data/raw/msrvtt")) == ["manifest.jsonl", "splits/02.pkl", "splits/04.pkl", "videos.json"]
     atomic_write_json("data/frames/missing.json", [])
     for num_tasks in (2, 4):
         stages.split.main(config_for(msrvtt_data(here), num_tasks))
@@ -101,10 +105,58 @@ def test_msrvtt_from_a_folder_and_a_separate_annotation_file(here: Path) -> None
     zipfile.ZipFile(here / "MSRVTT.zip").extractall(here / "unpacked")
     (here / "mine.json").write_text(json.dumps(msrvtt_annotations()))
     data = msrvtt_data(here, archive=here / "unpacked", annotations=source(here / "mine.json"))
-    clips = msrvtt.prepare(config_for(data), here / "raw")
+    config = config_for(data)
+    clips = msrvtt.prepare(config, here / "raw")
     assert len(clips) == len(VIDEOS)
-    assert (here / "raw/videos/video0a.mp4").read_text() == "bytes of video0a"
-    assert not (here / "raw/videos/video0a.mp4").is_symlink()
+    for clip in clips:
+        assert (video_root(config) / clip.video).read_text() == f"bytes of {clip.id}"
+
+
+@pytest.mark.usefixtures("small")
+def test_msrvtt_other_videos_under_the_same_names_change_the_output(here: Path) -> None:
+    config = config_for(msrvtt_data(here))
+    outputs = []
+    for ending in ("", "", "!"):
+        msrvtt_zip(here / "MSRVTT.zip", ending=ending)
+        stages.download.main(config)
+        outputs.append(Path("data/raw/msrvtt/videos.json").read_text())
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+FAULTS = {
+    "no categories": lambda content: {**content, "videos": []},
+    "no sentence": lambda content: {
+        **content,
+        "sentences": [row for row in content["sentences"] if row["video_id"] != "video1a"],
+    },
+    "not JSON": lambda content: None,
+}
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("fault", [None, 404, *FAULTS])
+def test_msrvtt_the_archives_annotations_serve_if_a_url_fails(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, fault: str | int | None
+) -> None:
+    server = Server()
+    configure()
+    msrvtt_zip(here / "MSRVTT.zip")
+    full = {
+        **msrvtt_annotations(),
+        "sentences": [{**row, "caption": f"fetched {row['caption']}"} for row in msrvtt_annotations()["sentences"]],
+    }
+    content = FAULTS[fault](full) if fault in FAULTS else full
+    server.content = b"<html>" if content is None else json.dumps(content).encode()
+    server.statuses = [404] if fault == 404 else []
+    data = msrvtt_data(here, annotations={"source": f"{server.url}/MSRVTT_data.json", "sha256": None})
+    clips = {clip.id: clip for clip in msrvtt.prepare(config_for(data), here / "raw")}
+    server.close()
+    fetched = clips["video1a"].captions[0].startswith("fetched")
+    assert fetched == (fault is None)
+    said = [line for line in capsys.readouterr().err.splitlines() if "the annotation file of" in line]
+    assert len(said) == (fault is not None)
+    kept = list(Path("data/downloads").glob("*.json"))
+    assert len(kept) == (fault is None), "what was no annotation file must not be taken for one the next time"
 
 
 @pytest.mark.usefixtures("small")
@@ -152,6 +204,37 @@ def test_msrvtt_real_split_with_invented_videos(here: Path, shared: Path) -> Non
         assert sum(len(task.train) for task in tasks) == 320
         assert sum(len(task.test) for task in tasks) == 2990
         assert tasks[0].categories[0].name == "music"
+
+
+def test_every_default_url_is_a_file_of_the_benchmarks_repository() -> None:
+    listed = (ROOT / "tests/data/ctvr_tree.txt").read_text()
+    commit = re.search("commit ([0-9a-f]{40})", listed)[1]
+    files = set(re.findall("^file (.+)$", listed, re.MULTILINE))
+    urls = [
+        url
+        for path in sorted((ROOT / "conf/data").glob("*.yaml"))
+        for url in re.findall(r"https://raw\.githubusercontent\.com/\S+", path.read_text())
+    ]
+    assert len(urls) == 8
+    for url in urls:
+        owner, name, at, path = url.removeprefix("https://raw.githubusercontent.com/").split("/", 3)
+        assert (owner, name, at) == ("JasonCodeMaker", "CTVR", commit)
+        assert path in files
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    for name in ("videos/a.mp4", "elsewhere/b.mp4", "elsewhere/deep/c.mkv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"video")
+    (tmp_path / "videos/train").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "videos/val").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path / "videos")
+    (tmp_path / "videos/here").symlink_to(tmp_path / "videos")
+    found = list_files(tmp_path / "videos")
+    assert {"a.mp4", "train/b.mp4", "train/deep/c.mkv", "val/b.mp4", "val/deep/c.mkv"} == {
+        name for name in found if "up" not in name
+    }
+    assert len(found) < 20
 
 
 # ActivityNet

@@ -1,12 +1,8 @@
-"""Downloads against a server on this machine that misbehaves on request, and archives that mean harm."""
+"""Downloads against a server on this machine that misbehaves on request."""
 
 from __future__ import annotations
 
-import io
-import os
-import stat
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,9 +11,9 @@ import pytest
 from structalign.config.schema import Source
 from structalign.data import download as module
 from structalign.data.datasets import common as sources
-from structalign.data.download import extract, fetch, member_names
+from structalign.data.download import fetch
 from structalign.util.errors import UserError
-from tests.helpers.remote import CONTENT, SHA256, Server, tar_of, zip_of
+from tests.helpers.remote import CONTENT, SHA256, Server
 
 
 @pytest.fixture
@@ -204,64 +200,18 @@ def test_queued_runs_share_the_projects_downloads(
     assert path.resolve().parent == tmp_path / "data/downloads"
 
 
-# Archives
-
-
-both = pytest.mark.parametrize("make", [zip_of, tar_of])
-Make = Callable[..., Path]
-
-
-@both
-def test_unpacks_everything_or_what_is_asked_for(tmp_path: Path, make: Make) -> None:
-    members = {"top/a.txt": b"a" * 10, "top/sub/b.txt": b"", "c.txt": os.urandom(2_500_000)}
-    archive = make(tmp_path / "archive", members)
-    assert sorted(member_names(archive)) == sorted(members)
-    extract(archive, tmp_path / "all")
-    for name, content in members.items():
-        assert (tmp_path / "all" / name).read_bytes() == content
-    extract(archive, tmp_path / "some", {"top/a.txt": "x/y.txt"})
-    assert [path for path in (tmp_path / "some").rglob("*") if path.is_file()] == [tmp_path / "some/x/y.txt"]
-    with pytest.raises(UserError, match="holds no 'none'"):
-        extract(archive, tmp_path / "none", {"none": "none"})
-    with pytest.raises(UserError, match="not allowed"):
-        extract(archive, tmp_path / "none", {"c.txt": "../c.txt"})
-    assert not (tmp_path / "none").exists()
-
-
-@both
-@pytest.mark.parametrize(
-    "name", ["../evil.txt", "a/../../evil.txt", "/tmp/evil-structalign.txt", "..\\evil.txt", "C:/evil.txt"]
-)
-def test_members_that_leave_the_folder_are_refused(tmp_path: Path, make: Make, name: str) -> None:
-    archive = make(tmp_path / "archive", {"good.txt": b"good", name: b"evil"})
-    for names in (None, {"good.txt": "good.txt"}):
-        with pytest.raises(UserError, match="evil"):
-            extract(archive, tmp_path / "deep" / "target", names)
-    assert not list(tmp_path.rglob("*evil*"))
-    assert not (tmp_path / "deep" / "target").exists()
-    assert not Path("/tmp/evil-structalign.txt").exists()
-
-
-@both
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR])
-def test_links_and_devices_are_refused_unless_passed_over(tmp_path: Path, make: Make, kind: int) -> None:
-    archive = make(tmp_path / "archive", {"a.txt": b"a", "odd": b"/etc"}, {"odd": kind | 0o777})
-    for names in (None, {"odd": "odd"}):
-        with pytest.raises(UserError, match="link or device"):
-            extract(archive, tmp_path / "target", names)
-    assert not (tmp_path / "target").exists()
-    extract(archive, tmp_path / "target", {"a.txt": "a.txt"})
-    assert [path.name for path in (tmp_path / "target").iterdir()] == ["a.txt"]
-
-
-@both
-def test_members_named_twice_are_refused(tmp_path: Path, make: Make) -> None:
-    archive = make(tmp_path / "archive", {"a.txt": b"a", "b.txt": b"b"})
-    if make is zip_of:
-        archive.write_bytes(archive.read_bytes().replace(b"b.txt", b"a.txt"))
-    else:
-        with tarfile.open(archive, "w") as opened:
-            for _ in range(2):
-                opened.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
-    with pytest.raises(UserError, match="twice"):
-        extract(archive, tmp_path / "target")
+def test_mirrors_are_tried_in_turn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    urls = [f"{server.url}/one/file.bin", f"{server.url}/two/file.bin"]
+    server.statuses = [404]
+    found = sources.obtain(Source(source=urls))
+    assert found.read_bytes() == CONTENT
+    assert len(server.requests) == 2
+    assert sources.obtain(Source(source=urls)) == found, "what was fetched before is taken first"
+    assert len(server.requests) == 2
+    found.unlink()
+    server.statuses = [404, 403]
+    with pytest.raises(UserError, match=r"one/file.bin: .*404.*; .*two/file.bin: .*403"):
+        sources.obtain(Source(source=urls))
+    (tmp_path / "mine.bin").write_bytes(CONTENT)
+    assert sources.obtain(Source(source=["none.bin", "mine.bin"], sha256=SHA256)) == Path("mine.bin")

@@ -467,7 +467,7 @@ def test_damage_of_any_kind_is_one_line_about_the_clip(
             content[place] = draw.integers(256)
         path = tmp_path / f"{number}-{name}"
         path.write_bytes(content)
-        jobs.append((Request(path, None, None, 4, 48), 95))
+        jobs.append((tmp_path, Request(Path(path.name), None, None, 4, 48), 95))
     results = list(frames._decode_apart(jobs, 2))
     assert len(results) == len(jobs)
     assert all("\n" not in result if isinstance(result, str) else len(result[0]) == 4 for result in results)

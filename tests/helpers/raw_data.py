@@ -66,7 +66,9 @@ def msrvtt_annotations() -> dict:
     return {"info": {}, "sentences": [*sentences, {"video_id": "video0a", "caption": " "}], "videos": videos}
 
 
-def msrvtt_zip(path: Path, annotations: dict | None = None, leave_out: tuple[str, ...] = ()) -> Path:
+def msrvtt_zip(
+    path: Path, annotations: dict | None = None, leave_out: tuple[str, ...] = (), ending: str = ""
+) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("MSRVTT/annotation/other.json", "[1, 2]")
         archive.writestr("MSRVTT/annotation/MSR_VTT.json", json.dumps(annotations or msrvtt_annotations()))
@@ -74,7 +76,7 @@ def msrvtt_zip(path: Path, annotations: dict | None = None, leave_out: tuple[str
         for video in VIDEOS + EXTRA:
             if video not in leave_out:
                 archive.writestr(f"MSRVTT/high-quality/{video}.mp4", f"second copy of {video}")
-                archive.writestr(f"MSRVTT/videos/all/{video}.mp4", f"bytes of {video}")
+                archive.writestr(f"MSRVTT/videos/all/{video}.mp4", f"bytes of {video}{ending}")
         link = zipfile.ZipInfo("MSRVTT/structured-symlinks/video0a.mp4")
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "../videos/all/video0a.mp4")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import re
 import stat
-import tarfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -89,17 +87,4 @@ def zip_of(path: Path, members: dict[str, bytes], modes: dict[str, int] | None =
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = (modes or {}).get(name, stat.S_IFREG | 0o644) << 16
             archive.writestr(info, content)
-    return path
-
-
-def tar_of(path: Path, members: dict[str, bytes], modes: dict[str, int] | None = None) -> Path:
-    kinds = {stat.S_IFLNK: tarfile.SYMTYPE, stat.S_IFCHR: tarfile.CHRTYPE, stat.S_IFDIR: tarfile.DIRTYPE}
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            mode = (modes or {}).get(name, stat.S_IFREG)
-            info.type = kinds.get(stat.S_IFMT(mode), tarfile.REGTYPE)
-            info.linkname = content.decode("latin-1") if info.issym() else ""
-            info.size = len(content) if info.isreg() else 0
-            archive.addfile(info, io.BytesIO(content) if info.isreg() else None)
     return path

@@ -65,8 +65,8 @@ def sleep(seconds: float) -> float:
 def crash_on_a_bad_video(job: Job) -> Packed | str:
     from structalign.data import frames
 
-    if job[0].path.stem == "crashes":
+    if job[1].path.stem == "crashes":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if job[0].path.stem == "hangs":
+    if job[1].path.stem == "hangs":
         time.sleep(600)
     return frames._decode_one(job)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from structalign.data.clips import raw_folder
 from structalign.data.download import fetch, is_url
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_json, atomic_write_text, user_path
 from structalign.util.log import log, progress
 
 if TYPE_CHECKING:
-    from structalign.config.schema import Source
+    from structalign.config.schema import Config, Source
 
 # Outside what DVC tracks: a download of gigabytes survives a run that fails after it, and serves queued runs as well.
 DOWNLOADS = Path("data/downloads")
@@ -29,17 +30,60 @@ _ENDS = 64 << 10  # bytes
 def obtain(source: Source) -> Path:
     """Make a configured source available as a local, checked file.
 
+    Mirrors are tried in turn, those first that were fetched before.
+
     Raises
     ------
     UserError
-        See `fetch`.
+        If no mirror can be had; see `fetch`. The message has the reason of each.
     """
-    if not is_url(source.source):
-        return fetch(str(user_path(source.source)), "", source.sha256)
-    name = PurePosixPath(unquote(urlsplit(source.source).path)).name or "download"
+    mirrors, reasons = _mirrors(source), []
+    for mirror in sorted(mirrors, key=lambda mirror: not _download(mirror).exists()):
+        try:
+            place = _download(mirror)
+            return fetch(mirror if is_url(mirror) else str(place), place, source.sha256)
+        except UserError as error:
+            reasons.append(str(error))
+            if len(reasons) < len(mirrors):
+                log.warning(f"{error}: the next mirror is tried")
+    raise UserError("; ".join(reasons))
+
+
+def is_fetched(source: Source) -> bool:
+    """Whether a source is fetched from elsewhere, all of its mirrors."""
+    return all(map(is_url, _mirrors(source)))
+
+
+def forget(source: Source) -> None:
+    """Delete what was fetched, so that the next run fetches it again."""
+    for mirror in filter(is_url, _mirrors(source)):
+        _download(mirror).unlink(missing_ok=True)
+
+
+def _mirrors(source: Source) -> list[str]:
+    return [source.source] if isinstance(source.source, str) else source.source
+
+
+def _download(source: str) -> Path:
+    """Where a source is, or will be once it has been fetched."""
+    if not is_url(source):
+        return user_path(source)
+    name = PurePosixPath(unquote(urlsplit(source).path)).name or "download"
     # Two servers may use one name for different files.
-    target = user_path(DOWNLOADS) / f"{hashlib.sha256(source.source.encode()).hexdigest()[:8]}-{name}"
-    return fetch(source.source, target, source.sha256)
+    return user_path(DOWNLOADS) / f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}"
+
+
+def video_root(config: Config) -> Path:
+    """Return the folder, or the zip archive, that `Clip.video` is a path in.
+
+    It is the user's folder (`data.videos`), the archive (`data.archive`, fetched if it is not here), or `raw_folder`
+    if the videos are generated. Only generated videos are outputs of the pipeline: the others are read where they
+    are, because DVC would copy them, and they can take hundreds of gigabytes.
+    """
+    if archive := getattr(config.data, "archive", None):
+        return obtain(archive)
+    videos = getattr(config.data, "videos", None)
+    return user_path(videos) if videos else raw_folder(config)
 
 
 def read_json(path: Path, max_bytes: int = 1 << 30) -> Any:
@@ -53,11 +97,17 @@ def read_json(path: Path, max_bytes: int = 1 << 30) -> Any:
     try:
         if path.stat().st_size > max_bytes:
             raise UserError(f"{path}: larger than {max_bytes:,} bytes, too large for an annotation file")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return parse_json(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """Parse an annotation file; `where` names it in the `UserError` for what is not UTF-8 or not JSON."""
+    try:
+        return json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not UTF-8 JSON: {error}") from None
+        raise UserError(f"{where}: not UTF-8 JSON: {error}") from None
 
 
 def user_folder(path: str | None, key: str) -> Path:
@@ -77,11 +127,19 @@ def user_folder(path: str | None, key: str) -> Path:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Paths of all files below a folder, relative to it, sorted."""
-    found = []
-    for parent, _, names in os.walk(folder):
-        found += [(Path(parent) / name).relative_to(folder).as_posix() for name in names]
-    return sorted(found)
+    """Paths of all files below a folder, relative to it, sorted; linked folders count as folders."""
+    return sorted(path.relative_to(folder).as_posix() for path in _files(folder, frozenset()))
+
+
+def _files(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:  # a link to a folder that it lies in: following it would never end
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path, above | {real})
+        else:
+            yield path
 
 
 def list_videos(folder: Path) -> list[str]:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import csv
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from structalign.config.schema import Config, MsrvttData
+from structalign.config.schema import Config, MsrvttData, Source
+from structalign.data.archive import members, read_member
 from structalign.data.clips import Clip
-from structalign.data.datasets.common import VIDEO_SUFFIXES, list_files, obtain, read_json, require_videos
+from structalign.data.datasets.common import (
+    VIDEO_SUFFIXES,
+    forget,
+    is_fetched,
+    list_files,
+    obtain,
+    parse_json,
+    read_json,
+    require_videos,
+    write_fingerprints,
+)
 from structalign.data.datasets.published_splits import keep_splits, read_benchmark
-from structalign.data.download import extract, member_names
 from structalign.util.errors import UserError
-from structalign.util.log import log, progress
+from structalign.util.files import atomic_write_json
+from structalign.util.log import log
 
 # The data set numbers its categories; these are the names it gives them.
 CATEGORIES = (
@@ -68,7 +77,7 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     config : Config
         Its section `data` names the sources.
     target : Path
-        Folder that gets `videos/` and the split files.
+        Folder that gets the split files and fingerprints of the videos, which stay where they are.
 
     Returns
     -------
@@ -84,11 +93,11 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     """
     data = config.data
     assert isinstance(data, MsrvttData)
-    paths = {num_tasks: obtain(source) for num_tasks, source in data.splits.items()}
-    published = read_benchmark(paths, "msrvtt")
+    splits = {num_tasks: obtain(source) for num_tasks, source in data.splits.items()}
+    published = read_benchmark(splits, "msrvtt")
     test_captions = read_test_captions(obtain(data.test_captions))
-    archive = _Videos(obtain(data.archive))
-    annotations = read_annotations(obtain(data.annotations)) if data.annotations else archive.annotations()
+    videos = _Videos(obtain(data.archive))
+    annotations = _annotations(data.annotations, videos, published)
     if data.protocol == "published":
         placed = {video: (side, category_name(number)) for video, (side, number) in published.items()}
     else:
@@ -98,10 +107,15 @@ def prepare(config: Config, target: Path) -> list[Clip]:
             "data.protocol = fewshot needs the categories of all videos, which this annotation file lacks: "
             "set data.annotations to MSRVTT_data.json, or data.protocol to published"
         )
-    clips = [_clip(video, *placed[video], annotations, test_captions, data.protocol) for video in placed]
-    missing = archive.unpack([clip.id for clip in clips], target / "videos")
-    require_videos(missing, len(clips), data.archive.source, config.frames.allow_missing)
-    keep_splits(paths, target)
+    paths_of = _locate(videos.names)
+    clips = [
+        _clip(video, paths_of.get(video, f"{video}.mp4"), *placed[video], annotations, test_captions, data.protocol)
+        for video in placed
+    ]
+    missing = [clip.id for clip in clips if clip.id not in paths_of]
+    require_videos(missing, len(clips), str(videos.path), config.frames.allow_missing)
+    videos.write_fingerprints(sorted(clip.video for clip in clips if clip.id in paths_of), target / "videos.json")
+    keep_splits(splits, target)
     return clips
 
 
@@ -110,8 +124,33 @@ def category_name(number: str) -> str:
     return CATEGORIES[int(number)] if number.isdecimal() and int(number) < len(CATEGORIES) else number
 
 
+def _annotations(source: Source | None, videos: _Videos, published: Iterable[str]) -> Annotations:
+    """Read the annotation file that `source` names. If it is a URL that fails, the archive's serves in its place.
+
+    The file's checksum was never published, so that it is judged by what it holds. A file of the user's own is taken
+    as it is.
+    """
+    if source is None:
+        return videos.annotations()
+    if not is_fetched(source):
+        return read_annotations(obtain(source))
+    try:
+        path = obtain(source)
+        annotations = read_annotations(path)
+        if lacking := [video for video in published if not annotations.captions.get(video)]:
+            raise UserError(f"{path}: has no sentence for {len(lacking)} videos, such as {lacking[0]}")
+        if not annotations.placed:
+            raise UserError(f"{path}: has no categories")
+    except UserError as error:
+        forget(source)
+        log.warning(f"{error}: the annotation file of {videos.path} is used")
+        return videos.annotations()
+    return annotations
+
+
 def _clip(
     video: str,
+    path: str,
     side: str,
     category: str,
     annotations: Annotations,
@@ -126,7 +165,7 @@ def _clip(
     elif not captions:
         raise UserError(f"data.annotations: has no sentence for the video {video}")
     kept = captions[:1] if side == "test" else captions
-    return Clip(video, f"videos/{video}.mp4", None, None, category, side, tuple(kept))  # type: ignore[arg-type]
+    return Clip(video, path, None, None, category, side, tuple(kept))  # type: ignore[arg-type]
 
 
 def read_test_captions(path: Path) -> dict[str, str]:
@@ -193,40 +232,32 @@ def _parse(content: Any) -> Annotations | None:
 
 
 class _Videos:
-    """The archive of videos, packed or as a folder."""
+    """The videos: a zip archive, or a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.names = list_files(path) if path.is_dir() else member_names(path)
+        self.members = {} if path.is_dir() else members(path)
+        self.names = list(self.members) or list_files(path)
 
     def annotations(self) -> Annotations:
         """Find the annotation file among the JSON files, by what they hold; one with categories is preferred."""
-        names = [name for name in self.names if name.lower().endswith(".json")]
-        with tempfile.TemporaryDirectory() as folder:
-            copies = {name: f"{index}-{PurePosixPath(name).name}" for index, name in enumerate(names)}
-            self._copy(copies, Path(folder) / "json")
-            parsed = [_parse(read_json(Path(folder) / "json" / copy)) for copy in copies.values()]
+        contents = ((name, self._read(name)) for name in self.names if name.lower().endswith(".json"))
+        parsed = [_parse(parse_json(content, f"{self.path}: {name}")) for name, content in contents]
         found = [annotations for annotations in parsed if annotations is not None]
         if not found:
             raise UserError(f"{self.path}: holds no annotation file; set data.annotations to MSRVTT_data.json")
         return max(found, key=lambda annotations: bool(annotations.placed))
 
-    def unpack(self, ids: list[str], target: Path) -> list[str]:
-        """Take out the videos of `ids` as `<id>.mp4`; return the ids that are not there."""
-        where = _locate(self.names)
-        present = {where[video]: f"{video}.mp4" for video in ids if video in where}
-        log.info(f"{len(present)} videos from {self.path}")
-        self._copy(present, target)
-        return [video for video in ids if video not in where]
+    def _read(self, name: str) -> bytes:
+        return read_member(self.path, name) if self.members else (self.path / name).read_bytes()
 
-    def _copy(self, names: dict[str, str], target: Path) -> None:
-        if not self.path.is_dir():
-            extract(self.path, target, names)
-            return
-        target.mkdir(parents=True)
-        for name, copy in progress(names.items(), total=len(names), desc="copy", unit="file"):
-            # No hard links: DVC may make the files of its outputs read-only, and these are the user's.
-            shutil.copyfile(self.path / name, target / copy)
+    def write_fingerprints(self, videos: list[str], target: Path) -> None:
+        """Note what tells other videos of the same names; an archive's directory has checksums of its own."""
+        if self.members:
+            marks = {name: {"bytes": (info := self.members[name]).file_size, "crc32": info.CRC} for name in videos}
+            atomic_write_json(target, marks)
+        else:
+            write_fingerprints(self.path, videos, target)
 
 
 def _locate(names: Iterable[str]) -> dict[str, str]:
