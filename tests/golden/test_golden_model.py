@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from structalign.cli.convert import Released, convert, read_released
+from structalign.model.released import Released, convert, read_released
 from structalign.util.errors import UserError
 
 RELEASED = Path(__file__).with_name("released-small.npz")
