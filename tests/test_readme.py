@@ -18,8 +18,8 @@ from dvc.cli import parse_args
 
 from stages.run import run
 from structalign.cli.params import compose
+from tests.helpers.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PLACES = ("data/", "models/", "metrics/", "plots/")
 """Where outputs lie: named in the README, made by a run."""
@@ -136,10 +136,13 @@ def named_files() -> list[str]:
 def test_files_and_links_exist(name: str) -> None:
     if name.startswith(PLACES):
         # Declared as a stage's output, or written by a module that is no stage.
-        declared = "".join(path.read_text() for path in [ROOT / "dvc.yaml", *ROOT.glob("st*/**/*.py")])
+        sources = [path for folder in ("structalign", "stages") for path in (ROOT / folder).rglob("*.py")]
+        declared = "".join(path.read_text() for path in [ROOT / "dvc.yaml", *sources])
         name = "/".join(name.split("/")[:2]) if name.startswith("plots/compare/") else name
         fixed = re.split(r"<|NN", name)[0].rstrip("/").removesuffix("task-")
         assert fixed.rstrip("/") in declared
         return
-    places = [ROOT / name, *ROOT.glob(f"*/**/{name}")] if "/" not in name else [ROOT / name]
-    assert any(place.exists() for place in places)
+    if "/" in name or (ROOT / name).exists():
+        assert (ROOT / name).exists()
+    else:  # a module, named without its folder
+        assert any(list((ROOT / folder).rglob(name)) for folder in ("structalign", "stages", "conf", "tests"))

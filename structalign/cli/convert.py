@@ -2,9 +2,9 @@
 
     structalign convert model.pth models --task 3
 
-writes `models/clip` and `models/task-03`, and prints the parameters that go with them. When `dvc repro split` has made
-frames and split, and the checkpoint of every task is converted, `python -m stages.evaluate --task 1`, then `--task 2`
-and so on evaluate them.
+writes `models/clip` and `models/task-03`, and prints the parameters that go with them. When `dvc repro split` has
+made frames and split, and the checkpoint of every task is converted, `python -m stages.evaluate --task 1`, then
+`--task 2` and so on evaluate them.
 """
 
 from __future__ import annotations
