@@ -91,7 +91,7 @@ def seconds(reader: Callable[[Path], list[bytes]], path: Path) -> float:
 
 def store(path: Path, quality: int) -> list[bytes]:
     """What the stage does with a clip."""
-    return jpegs(decode(Request(path, None, None, FRAMES, SIDE)), quality)
+    return jpegs(decode(Request(path, None, None, FRAMES, SIDE)).frames, quality)
 
 
 def pyav_sequential(path: Path) -> list[np.ndarray]:

@@ -13,15 +13,19 @@ that has an index.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.logging
 import numpy as np
 from av.stream import Disposition
 from PIL import Image
+
+from structalign.data.pictures import Pictures, scaled
 
 SKIPPABLE = frozenset({"h264", "mpeg4", "mpeg2video"})
 """Codecs whose frames tell whether any other frame refers to them."""
@@ -37,6 +41,14 @@ CLIP_MEMORY = 256 << 20
 
 SLACK = Fraction(1, 1000)
 """Seconds. Matroska rounds times to milliseconds, so a frame that starts this little too late is in time."""
+
+
+LATE = 1.0
+"""Seconds after the end of its video that a segment may end; annotations round, and containers estimate."""
+
+ENDS_LATE = "segment that ends after its video, cut"
+TIMES_GUESSED = "no usable times of frames, taken from the frame rate"
+SECOND_DECODER = "damaged, read by the second decoder"
 
 
 class UndecodableError(Exception):
@@ -68,7 +80,23 @@ class Request:
     short_side: int
 
 
-Reader = Callable[[Request], list[np.ndarray]]
+@dataclass(frozen=True)
+class Decoded:
+    """What became of a request.
+
+    Attributes
+    ----------
+    frames : list of ndarray, shape (H, W, 3), uint8
+        RGB, upright, with square pixels, all of one size.
+    notes : set of str
+        What was changed or is doubtful: constants of this module and of `pictures`.
+    """
+
+    frames: list[np.ndarray]
+    notes: set[str] = field(default_factory=set)
+
+
+Reader = Callable[[Request], Decoded]
 
 
 @dataclass(frozen=True)
@@ -87,6 +115,8 @@ class _Packets:
         Seconds per tick.
     truncated : bool
         Whether the file ends before the video does.
+    holes : list of (int, int)
+        Where the file is damaged: the last frame before it and the first after it, in ticks.
     """
 
     times: np.ndarray
@@ -95,6 +125,7 @@ class _Packets:
     end: int
     tick: Fraction
     truncated: bool
+    holes: list[tuple[int, int]]
 
 
 def sample_indices(start: int, stop: int, num_frames: int) -> list[int]:
@@ -122,7 +153,7 @@ def sample_indices(start: int, stop: int, num_frames: int) -> list[int]:
     return [start + (2 * index + 1) * (stop - start) // (2 * num_frames) for index in range(num_frames)]
 
 
-def decode(request: Request) -> list[np.ndarray]:
+def decode(request: Request) -> Decoded:
     """Decode a clip's N frames.
 
     Parameters
@@ -131,26 +162,27 @@ def decode(request: Request) -> list[np.ndarray]:
 
     Returns
     -------
-    list of ndarray, shape (H, W, 3), uint8
-        RGB, upright, all of one size.
+    Decoded
 
     Raises
     ------
     UndecodableError
-        Where the file does not hold the clip, or both decoders fail; with the reasons of both.
+        If the file does not hold the clip, or both decoders fail; with the reasons of both.
     """
+    if request.end is not None and request.end <= (request.start or 0):
+        raise UndecodableError(f"the segment from {request.start or 0:g} to {request.end:g} s has no length")
     reasons = []
     for name, read, failures in _readers(request.path):
         try:
-            frames = read(request)
+            decoded = read(request)
         except failures as error:
             if isinstance(error, MemoryError) and not _memory_left():  # the machine's fault and not the clip's
                 raise MemoryError from None
             reasons.append(f"{name}: {getattr(error, 'strerror', None) or _shortened(error)}")
             continue
-        if len({frame.shape for frame in frames}) > 1:
+        if len({frame.shape for frame in decoded.frames}) > 1:
             raise UndecodableError("the size of the frames changes within the clip")
-        return frames
+        return decoded
     raise UndecodableError("; ".join(reasons))
 
 
@@ -182,24 +214,29 @@ def _shortened(error: Exception) -> str:
     return lines[0][:120] or type(error).__name__
 
 
-def _read_av(request: Request) -> list[np.ndarray]:
+def _read_av(request: Request) -> Decoded:
     try:
         return _read_needed(request)
     except _FramesDifferError:
         return _read_everything(request)
 
 
-def _read_needed(request: Request) -> list[np.ndarray]:
+def _read_needed(request: Request) -> Decoded:
     """Decode only the packets that the wanted frames depend on."""
     packets = _scan(request)
     shown = np.sort(packets.times[packets.shown])
     if not shown.size:
         raise UndecodableError("the video stream holds no frame")
-    moments = shown[_positions(shown, packets.end, packets.tick, request, packets.truncated)].tolist()
+    notes: set[str] = set()
+    positions = _positions(shown, packets.end, packets.tick, request, notes, packets.truncated, packets.holes)
+    moments = shown[positions].tolist()
     found: dict[int, np.ndarray] = {}
-    for frame in _decode_needed(request.path, packets, set(moments)):
-        found[int(frame.pts or 0)] = _picture(frame, request.short_side)
-    return [found[moment] for moment in moments]
+    with _open(request.path) as container:
+        stream = _stream(container)
+        pictures = Pictures(stream, request.short_side, notes)
+        for frame in _decode_needed(container, stream, packets, set(moments)):
+            found[int(frame.pts or 0)] = pictures.picture(frame)
+    return Decoded([found[moment] for moment in moments], notes)
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -227,11 +264,17 @@ def _stream(container: av.container.InputContainer) -> av.VideoStream:
 
 def _scan(request: Request) -> _Packets:
     """Go through a file without decoding it."""
-    times, keys, shown = [], [], []
+    times: list[int] = []
+    keys: list[bool] = []
+    shown: list[bool] = []
+    damaged: list[int] = []  # packets before which the demuxer had to search for its place
     end, end_of_all, cut = 0, 0.0, False
-    with _open(request.path) as container:
+    with _open(request.path) as container, _errors() as errors:
         stream = _stream(container)
         for packet in container.demux():
+            if errors:
+                damaged.append(len(times))
+                errors.clear()
             video = packet.stream is stream
             if packet.pts is None:
                 if video and packet.size:
@@ -255,7 +298,33 @@ def _scan(request: Request) -> _Packets:
             length = end_of_all - (container.start_time or 0) / av.time_base
     truncated = cut or declared - length > max(0.5, declared / 50)  # headers round, and some estimate
     end = max(end, max(times, default=0) + 1)
-    return _Packets(np.array(times, np.int64), np.array(keys, bool), np.array(shown, bool), end, tick, truncated)
+    moments = np.array(times, np.int64)
+    holes = list(_holes(moments, damaged))
+    return _Packets(moments, np.array(keys, bool), np.array(shown, bool), end, tick, truncated, holes)
+
+
+@contextmanager
+def _errors() -> Iterator[list[tuple[int, str, str]]]:
+    """Collect what FFmpeg complains about: a demuxer that lost its place goes on behind the damage, and says so."""
+    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # two files may be damaged alike
+    try:
+        with av.logging.Capture() as errors:
+            yield errors
+    finally:
+        av.logging.set_level(level)
+        av.logging.set_skip_repeated(skips)
+
+
+def _holes(times: np.ndarray, damaged: list[int]) -> Iterator[tuple[int, int]]:
+    """Find where frames are gone: the damage lies in a pause much longer than those between other frames."""
+    usual = np.median(np.diff(np.sort(times))) if len(times) > 1 else 0
+    for index in damaged:
+        if 0 < index < len(times):
+            before, after = int(times[:index].max()), int(times[index:].min())
+            if after - before > 2 * usual:
+                yield before, after
 
 
 def _tick(stream: av.VideoStream) -> Fraction:
@@ -263,7 +332,15 @@ def _tick(stream: av.VideoStream) -> Fraction:
     return stream.time_base or Fraction(1, av.time_base)
 
 
-def _positions(times: np.ndarray, end: int, tick: Fraction, request: Request, truncated: bool = False) -> list[int]:
+def _positions(
+    times: np.ndarray,
+    end: int,
+    tick: Fraction,
+    request: Request,
+    notes: set[str],
+    truncated: bool = False,
+    holes: Sequence[tuple[int, int]] = (),
+) -> list[int]:
     """Choose the frames on show at the middles of N equal intervals of the clip, be the frame rate fixed or not.
 
     Parameters
@@ -275,8 +352,10 @@ def _positions(times: np.ndarray, end: int, tick: Fraction, request: Request, tr
     tick : Fraction
         Seconds per tick.
     request : Request
-    truncated : bool
-        Whether the file lacks the end of the video. Clips that do not reach it are whole.
+    notes : set of str
+        Gets what is doubtful.
+    truncated, holes
+        What the file lacks of the video. Clips that do not reach it are whole.
 
     Returns
     -------
@@ -288,9 +367,15 @@ def _positions(times: np.ndarray, end: int, tick: Fraction, request: Request, tr
     stop = end if request.end is None else origin + round(request.end / tick)
     if truncated and (request.end is None or stop > end):
         raise UndecodableError(f"truncated: the file ends {float((end - origin) * tick):.2f} s into the video")
+    for before, after in holes:
+        if first < after and stop > before:
+            gap = f"from {float((before - origin) * tick):.2f} to {float((after - origin) * tick):.2f} s"
+            raise UndecodableError(f"damaged: the file lacks what is shown {gap}")
     if first >= end:
         length = float((end - origin) * tick)
         raise UndecodableError(f"the clip starts at {request.start:g} s, but the video is {length:.2f} s long")
+    if stop > end and float((stop - end) * tick) > LATE:
+        notes.add(ENDS_LATE)
     moments = sample_indices(first, max(min(stop, end), first + 1), request.num_frames)
     return (np.searchsorted(times, np.array(moments) + slack, side="right") - 1).tolist()
 
@@ -310,30 +395,30 @@ def _needed(packets: _Packets, wanted: np.ndarray) -> np.ndarray:
     return needed
 
 
-def _decode_needed(path: Path, packets: _Packets, moments: set[int]) -> Iterator[av.VideoFrame]:
+def _decode_needed(
+    container: av.container.InputContainer, stream: av.VideoStream, packets: _Packets, moments: set[int]
+) -> Iterator[av.VideoFrame]:
     """Yield the frames of the given moments, each once, in no particular order."""
     wanted = np.isin(packets.times, list(moments)) & packets.shown
     needed = _needed(packets, wanted)
-    with _open(path) as container:
-        stream = _stream(container)
-        context = stream.codec_context
-        skips = context.name in SKIPPABLE
-        missing = set(moments)
-        video = (packet for packet in container.demux(stream) if packet.size)
-        for number, packet in enumerate(video):
-            if number == len(needed):
-                raise _FramesDifferError
-            frames: list[av.VideoFrame] = []
-            if needed[number]:
-                context.skip_frame = "NONREF" if skips and not wanted[number] else "DEFAULT"
-                frames = context.decode(packet)
-            elif number and needed[number - 1]:
-                frames = context.decode(None)  # what the decoder still holds back
-                context.flush_buffers()
-            yield from _take(frames, missing)
-            if not missing:
-                return
-        yield from _take(context.decode(None), missing)
+    context = stream.codec_context
+    skips = context.name in SKIPPABLE
+    missing = set(moments)
+    video = (packet for packet in container.demux(stream) if packet.size)
+    for number, packet in enumerate(video):
+        if number == len(needed):
+            raise _FramesDifferError
+        frames: list[av.VideoFrame] = []
+        if needed[number]:
+            context.skip_frame = "NONREF" if skips and not wanted[number] else "DEFAULT"
+            frames = context.decode(packet)
+        elif number and needed[number - 1]:
+            frames = context.decode(None)  # what the decoder still holds back
+            context.flush_buffers()
+        yield from _take(frames, missing)
+        if not missing:
+            return
+    yield from _take(context.decode(None), missing)
     if missing:
         raise _FramesDifferError
 
@@ -347,7 +432,7 @@ def _take(frames: list[av.VideoFrame], missing: set[int]) -> Iterator[av.VideoFr
             yield frame
 
 
-def _read_everything(request: Request) -> list[np.ndarray]:
+def _read_everything(request: Request) -> Decoded:
     """Decode all frames twice, first for their times, then for their pictures: slow, but right without any times.
 
     That is what old containers need (AVI, bare streams), and codecs with packets that show nothing (VP8).
@@ -360,40 +445,32 @@ def _read_everything(request: Request) -> list[np.ndarray]:
         raise UndecodableError("the video stream holds no frame")
     times = np.array([-1 if pts is None else pts for pts, _ in stamps], np.int64)
     end = int(times[-1]) + max(1, stamps[-1][1])
+    notes: set[str] = set()
     if any(pts is None for pts, _ in stamps) or (np.diff(times) <= 0).any():
+        notes.add(TIMES_GUESSED)
         times, end, tick = np.arange(len(stamps)), len(stamps), 1 / Fraction(rate or 25)
-    positions = _positions(times, end, tick, request)
-    pictures: dict[int, np.ndarray] = {}
+    positions = _positions(times, end, tick, request, notes)
+    found: dict[int, np.ndarray] = {}
     with _open(request.path) as container:
-        for number, frame in enumerate(container.decode(_stream(container))):
+        stream = _stream(container)
+        pictures = Pictures(stream, request.short_side, notes)
+        for number, frame in enumerate(container.decode(stream)):
             if number in positions:
-                pictures[number] = _picture(frame, request.short_side)
+                found[number] = pictures.picture(frame)
             if number >= positions[-1]:
                 break
-    return [pictures[position] for position in positions]
+    return Decoded([found[position] for position in positions], notes)
 
 
-def _picture(frame: av.VideoFrame, short_side: int) -> np.ndarray:
-    """Scale a frame down while it is converted to RGB, and turn it upright: uint8 (H, W, 3)."""
-    width, height = _scaled(frame.width, frame.height, short_side)
-    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))  # both count counter-clockwise
-
-
-def _scaled(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Size with the given shorter side, or the size as it is where that is smaller."""
-    scale = min(1.0, short_side / min(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _read_decord(request: Request) -> list[np.ndarray]:
+def _read_decord(request: Request) -> Decoded:
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
     reader = decord.VideoReader(str(request.path.absolute()), num_threads=1)
     seconds = reader.get_frame_timestamp(np.arange(len(reader)))  # [F,2]: beginning and end of each frame
     ticks = np.rint(seconds * 10_000).astype(np.int64)
-    positions = _positions(ticks[:, 0], int(ticks[-1, 1]), Fraction(1, 10_000), request)
+    notes = {SECOND_DECODER}
+    positions = _positions(ticks[:, 0], int(ticks[-1, 1]), Fraction(1, 10_000), request, notes)
     pictures = [Image.fromarray(frame) for frame in reader.get_batch(positions).asnumpy()]
-    size = _scaled(*pictures[0].size, request.short_side)
-    return [np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures]
+    size = scaled(*pictures[0].size, request.short_side)
+    return Decoded([np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures], notes)

@@ -11,6 +11,7 @@ import io
 import signal
 import threading
 import zipfile
+from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -40,8 +41,8 @@ PATIENCE = 1800.0
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 """What kills a decoder over a damaged video, unlike SIGKILL, which is sent from outside or for want of memory."""
 
-Packed = tuple[list[bytes], tuple[int, ...]]
-"""A clip's frames as JPEG, and their height and width."""
+Packed = tuple[list[bytes], tuple[int, ...], set[str]]
+"""A clip's frames as JPEG, their height and width, and what was changed or is doubtful."""
 
 Job = tuple[Path, Request, int]
 """The folder or archive that the clip's video is in, the clip, and the JPEG quality of its frames."""
@@ -92,6 +93,7 @@ def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig,
         what it read; where the disk is full.
     """
     missing: list[Missing] = []
+    notes: dict[str, list[str]] = defaultdict(list)
     try:
         results = _decode_all(clips, videos, frames, workers)
         with closing(results), _ShardWriter(folder, frames.shard_mb * 2**20) as shards:
@@ -100,11 +102,15 @@ def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig,
                     log.warning(f"{clip.id} ({clip.video}): {result}")
                     missing.append(Missing(clip.id, clip.video, result))
                 else:
-                    shards.add(clip.id, *result)
+                    images, size, about = result
+                    shards.add(clip.id, images, size)
+                    for note in about:
+                        notes[note].append(clip.id)
         if len(missing) > frames.allow_missing or not shards.index:
             raise UserError(_complaint(missing, len(clips), frames.allow_missing))
         settings = {key: getattr(frames, key) for key in ("num_frames", "short_side", "quality")}
-        atomic_write_json(folder / "index.json", {"settings": settings, "clips": shards.index})
+        index = {"settings": settings, "clips": shards.index, "notes": dict(sorted(notes.items()))}
+        atomic_write_json(folder / "index.json", index)
         atomic_write_json(folder / "missing.json", [asdict(clip) for clip in missing])
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -112,6 +118,9 @@ def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig,
         raise UserError(
             f"disk full while packing frames below {folder.parent}: free some space and run again"
         ) from None
+    if notes:
+        counts = (f"{len(about)} {note} (such as {about[0]})" for note, about in sorted(notes.items()))
+        log.warning(f"clips that were changed or are doubtful: {'; '.join(counts)}")
     return missing
 
 
@@ -160,14 +169,14 @@ def _decode_one(job: Job) -> Packed | str:
         with video_file(videos, request.path.as_posix()) as path:
             if not path.is_file():
                 return "no such file"
-            pictures = decode(replace(request, path=path))
+            decoded = decode(replace(request, path=path))
     except (UndecodableError, UserError) as error:
         return str(error)
     except MemoryError:
         raise
     except Exception as error:  # damaged data make decoders fail in ways that nobody has listed
         return f"{type(error).__name__} in the decoder: {' '.join(str(error).split())[:120]}"
-    return [_jpeg(picture, quality) for picture in pictures], pictures[0].shape[:2]
+    return [_jpeg(frame, quality) for frame in decoded.frames], decoded.frames[0].shape[:2], decoded.notes
 
 
 def _jpeg(frame: np.ndarray, quality: int) -> bytes:
@@ -221,18 +230,25 @@ class FrameStore:
     ----------
     folder : Path
 
+    Attributes
+    ----------
+    missing : list of str
+        Clips that could not be decoded.
+    notes : dict of str to list of str
+        What was changed or is doubtful about clips, with their ids.
+
     Raises
     ------
     UserError
-        Where the folder is not a store of frames.
+        If the folder is not a store of frames.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         try:
-            self._clips = {
-                clip: _Place(**entry) for clip, entry in read_json(self.folder / "index.json")["clips"].items()
-            }
+            index = read_json(self.folder / "index.json")
+            self._clips = {clip: _Place(**entry) for clip, entry in index["clips"].items()}
+            self.notes = {note: list(clips) for note, clips in index["notes"].items()}
             self.missing = [item["clip"] for item in read_json(self.folder / "missing.json")]
         except (KeyError, TypeError, AttributeError):
             raise UserError(f"{self.folder}: index.json or missing.json is damaged; {MEND}") from None

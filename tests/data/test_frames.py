@@ -12,7 +12,9 @@ import sys
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -25,20 +27,31 @@ from hypothesis import strategies as st
 from stages import frames as stage
 from structalign.config.schema import FramesConfig
 from structalign.data import decode as video
-from structalign.data import frames
+from structalign.data import frames, pictures
 from structalign.data.clips import Clip, write_manifest
-from structalign.data.decode import Request, UndecodableError, decode, sample_indices
+from structalign.data.decode import Decoded, Request, UndecodableError, decode, sample_indices
 from structalign.data.frames import FrameStore, clips_of, extract
 from structalign.util.errors import UserError
 from structalign.util.files import fresh_dir, read_json
+from structalign.util.log import configure
 from tests.helpers import params, worker_faults
-from tests.helpers.video_files import counted, cut, moving, numbers, rotate, write_video
+from tests.helpers.video_files import (
+    blank,
+    counted,
+    cut,
+    moving,
+    numbers,
+    rotate,
+    write_described,
+    write_interlaced,
+    write_video,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def read(path: Path, num_frames: int = 6, start: float | None = None, end: float | None = None) -> list[np.ndarray]:
-    return decode(Request(path, start, end, num_frames, short_side=10_000))
+    return decode(Request(path, start, end, num_frames, short_side=10_000)).frames
 
 
 def plain(path: Path) -> list[np.ndarray]:
@@ -190,10 +203,123 @@ def test_ten_bits(tmp_path: Path) -> None:
 
 def test_frames_are_scaled_down_and_never_up(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", counted(6, 90, 160))
-    assert decode(Request(path, None, None, 1, 45))[0].shape == (45, 80, 3)
-    assert decode(Request(path, None, None, 1, 128))[0].shape == (90, 160, 3)
+    assert decode(Request(path, None, None, 1, 45)).frames[0].shape == (45, 80, 3)
+    assert decode(Request(path, None, None, 1, 128)).frames[0].shape == (90, 160, 3)
     tall = write_video(tmp_path / "b.mp4", counted(6, 160, 90))
-    assert decode(Request(tall, None, None, 1, 45))[0].shape == (80, 45, 3)
+    assert decode(Request(tall, None, None, 1, 45)).frames[0].shape == (80, 45, 3)
+
+
+def notes(path: Path) -> set[str]:
+    return decode(Request(path, None, None, 4, 10_000)).notes
+
+
+def disc(width: int, height: int, shape: float) -> np.ndarray:
+    """A white disc as it is stored in pixels that are `shape` times as wide as high."""
+    across = (np.arange(width) - width / 2) * shape
+    down = np.arange(height) - height / 2
+    inside = across[None, :] ** 2 + down[:, None] ** 2 < (height / 3) ** 2
+    return np.where(inside[..., None], 255, 0).astype(np.uint8).repeat(3, axis=-1)
+
+
+@pytest.mark.parametrize("shape", [Fraction(4, 3), Fraction(3, 4), Fraction(2)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_pixels_that_are_not_square(tmp_path: Path, shape: Fraction, turned: bool) -> None:
+    path = write_described(tmp_path / "a.mp4", [disc(120, 96, float(shape))] * 4, "yuv420p", shape)
+    frame = read(rotate(path) if turned else path)[0]
+    bright = frame.mean(axis=-1) > 128
+    width, height = (int(bright.any(axis=axis).sum()) for axis in (0, 1))
+    assert abs(width - height) <= 2
+    assert max(frame.shape[:2]) >= 120, "no line of pixels is thrown away"
+    assert notes(path) == {pictures.PIXEL_SHAPE}
+
+
+def test_pixels_of_an_impossible_shape_are_taken_for_square(tmp_path: Path) -> None:
+    path = write_described(tmp_path / "a.mp4", [disc(120, 96, 1)] * 4, "yuv420p", Fraction(30))
+    assert read(path)[0].shape == (96, 120, 3)
+    assert notes(path) == {pictures.ODD_PIXEL_SHAPE}
+
+
+def combing(frames: list[np.ndarray]) -> float:
+    """How much each line differs from the mean of its neighbours."""
+    lines = np.stack(frames).mean(axis=-1)
+    return float(np.abs(lines[:, 1:-1] - (lines[:, :-2] + lines[:, 2:]) / 2).mean())
+
+
+def test_interlaced_frames_are_not_combed(tmp_path: Path) -> None:
+    bars = []
+    for number in range(24):
+        bars.append(np.full((96, 128, 3), 40, np.uint8))
+        bars[-1][:, 4 + 4 * number : 20 + 4 * number] = 220
+    path = write_interlaced(tmp_path / "a.mp4", bars)
+    assert combing(plain(path)) > 5
+    frames = read(path, 4)
+    assert combing(frames) < 0.5
+    for frame, expected in zip(frames, sample_indices(0, 12, 4), strict=True):
+        moments = bars[2 * expected : 2 * expected + 2]
+        assert min(abs(frame.astype(int) - moment).mean() for moment in moments) < 4, "one of the two moments"
+    assert notes(path) == {pictures.INTERLACED}
+
+
+PATCHES = np.array([(200, 40, 40), (40, 180, 60), (50, 60, 200), (210, 200, 40), (200, 170, 140), (128, 128, 128)])
+
+
+def light(patches: np.ndarray) -> np.ndarray:
+    """Linear light of sRGB colours, 1 for white."""
+    coded = patches / 255
+    return np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
+
+
+def pq(light: np.ndarray) -> np.ndarray:
+    """SMPTE ST 2084 for a white of 203 cd/m^2."""
+    power = np.power(light * 203 / 10_000, 2610 / 16384)
+    return np.power((3424 / 4096 + 2413 / 128 * power) / (1 + 2392 / 128 * power), 2523 / 32)
+
+
+def hlg(light: np.ndarray) -> np.ndarray:
+    """ARIB STD-B67 for a white of 203 cd/m^2 on a display of 1,000 cd/m^2."""
+    shown = light * 203 / 1000
+    luminance = shown @ [0.2627, 0.6780, 0.0593]
+    scene = shown * (luminance ** ((1 - 1.2) / 1.2))[..., None]
+    bright = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
+    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), bright)
+
+
+CURVES = [
+    (pictures.PQ, pq, pictures.HDR),
+    (pictures.HLG, hlg, pictures.HDR),
+    (1, lambda light: light ** (1 / 2.4), pictures.WIDE_GAMUT),
+]
+
+
+@pytest.mark.parametrize(("transfer", "curve", "note"), CURVES)
+def test_hdr_and_wide_gamut_come_as_bt709(
+    tmp_path: Path, transfer: int, curve: Callable[[np.ndarray], np.ndarray], note: str
+) -> None:
+    to_bt2020 = np.linalg.inv(pictures.TO_BT709)
+    signal = np.clip(curve(light(PATCHES) @ to_bt2020.T), 0, 1)  # [6,3]
+    frame = np.rint(signal * 65535).astype(np.uint16).reshape(2, 3, 3).repeat(32, 0).repeat(32, 1)
+    colours = {"color_primaries": 9, "color_trc": transfer, "colorspace": 0}
+    path = write_described(tmp_path / "a.mp4", [frame] * 4, "gbrp10le", **colours)
+    shown = read(path)[0].reshape(2, 32, 3, 32, 3).mean(axis=(1, 3)).reshape(6, 3)
+    assert np.abs(shown - PATCHES).mean() < 2
+    assert notes(path) == {note}
+
+
+def test_highlights_keep_their_structure() -> None:
+    steps = np.array([0.5, 1, 2, 4]) * 203
+    signal = pq(steps / 203)[:, None].repeat(3, axis=1)
+    shown = pictures.to_bt709(signal, pictures.PQ, pictures.BT709)[:, 0]
+    assert (np.diff(shown.astype(int)) > 0).all()
+    assert shown[1] > 230
+
+
+def test_ordinary_videos_are_left_as_they_are(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", moving(12))
+    assert notes(path) == set()
+    assert decode(Request(path, 0, 0.6, 2, 64)).notes == set(), "containers round"
+    assert decode(Request(path, 0, 5, 2, 64)).notes == {video.ENDS_LATE}
+    bare = write_video(tmp_path / "a.h264", moving(12))
+    assert notes(bare) == {video.TIMES_GUESSED}
 
 
 # What is refused
@@ -224,6 +350,29 @@ def test_truncated_videos(tmp_path: Path, name: str) -> None:
     assert same(read(path, 4, 0, 2), whole)  # what lies before the cut is intact
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.webm", "libvpx-vp9"), ("a.mkv", "libx264"), ("a.mp4", "libx264")])
+def test_a_hole_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str) -> None:
+    path = write_video(tmp_path / name, moving(100, 120, 160), codec, rate=10, options={"g": "10"})
+    whole = read(path, 4, 0, 3)
+    blank(path, 0.5, 0.7)
+    monkeypatch.setitem(sys.modules, "decord", None)
+    refusal(path)
+    refusal(path, 3, 8)
+    assert same(read(path, 4, 0, 3), whole), "what lies before the hole is intact"
+
+
+def test_a_pause_is_no_hole(tmp_path: Path) -> None:
+    times = [*np.arange(10) / 10, *(10 + np.arange(10) / 10)]
+    for name in ("a.mkv", "a.mp4"):
+        path = write_video(tmp_path / name, counted(20), times=times)
+        assert numbers(read(path, 4, 0.5, 10.5)) == [9, 9, 9, 9]
+
+
+def test_a_segment_without_length(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", counted(24))
+    assert "from 0.5 to 0.5 s has no length" in refusal(path, 0.5, 0.5)
+
+
 def test_a_playlist_cannot_make_the_machine_fetch(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
@@ -240,11 +389,12 @@ def test_the_second_decoder_gives_the_same_frames(tmp_path: Path, monkeypatch: p
     path = write_video(tmp_path / "a.mp4", moving(50), rate=25)
     expected = read(path, 7, 0.4, 1.6)
 
-    def fail(request: Request) -> list[np.ndarray]:
+    def fail(request: Request) -> Decoded:
         raise av.InvalidDataError(1, "broken")
 
     monkeypatch.setattr(video, "_read_av", fail)
     assert same(read(path, 7, 0.4, 1.6), expected)
+    assert notes(path) == {video.SECOND_DECODER}
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -253,7 +403,7 @@ def test_want_of_memory_is_not_the_clips_fault_where_there_is_none(
 ) -> None:
     path = write_video(tmp_path / "a.mp4", counted(4))
 
-    def fail(request: Request) -> list[np.ndarray]:
+    def fail(request: Request) -> Decoded:
         av.error.err_check(-errno.ENOMEM)
         pytest.fail("PyAV knows no such error")
 
@@ -288,6 +438,17 @@ def test_real_videos(shared: Path) -> None:
         assert len(everything) == count
         expected = [everything[index] for index in sample_indices(0, count, 12)]
         assert same(read(shared / "videos" / name, 12), expected)
+
+
+def test_cases_that_users_reported(shared: Path) -> None:
+    cases = shared / "cases"
+    bright = read(cases / "sar43.mp4")[0][..., 0] > 128
+    width, height = (int(bright.any(axis=axis).sum()) for axis in (0, 1))
+    assert abs(width - height) <= 2
+    assert combing(read(cases / "inter.mp4")) < 0.1 * combing(plain(cases / "inter.mp4"))
+    shown = read(cases / "hdr_pq.mp4")[0].reshape(2, 64, 3, 64, 3)[:, 8:56, :, 8:56].mean(axis=(1, 3)).reshape(6, 3)
+    assert np.abs(shown - PATCHES).mean() < 2
+    assert "damaged: the file lacks what is shown from 7.96 to 12.00 s" in refusal(cases / "hole.webm")
 
 
 def test_real_odd_videos(shared: Path) -> None:
@@ -390,6 +551,19 @@ def test_allowed_ones_are_left_out_and_noted(clips: list[Clip], videos: Path, tm
     assert "bad" not in store.ids
     with pytest.raises(UserError, match=r"bad \(it could not be decoded\)"):
         store.read("bad")
+
+
+def test_what_was_changed_is_counted(
+    clips: list[Clip], videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    configure()
+    for name in ("wide", "wider"):
+        write_described(videos / f"{name}.mp4", counted(6), "yuv420p", Fraction(4, 3))
+    odd = [clip(name, f"{name}.mp4") for name in ("wide", "wider")]
+    store = pack([*clips, *odd], videos, tmp_path / "frames", workers=2)
+    assert store.notes == {pictures.PIXEL_SHAPE: ["wide", "wider"]}
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if f"2 {pictures.PIXEL_SHAPE} (such as wide)" in line]
 
 
 def test_a_store_of_nothing_is_refused(videos: Path, tmp_path: Path) -> None:

@@ -73,6 +73,43 @@ def write_video(
     return path
 
 
+def write_described(
+    path: Path, frames: Sequence[np.ndarray], pixels: str, shape: Fraction | None = None, **colours: int
+) -> Path:
+    """Encode with libx265 frames of `pixels` whose stream says how they are to be shown."""
+    require_encoder("libx265")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx265", rate=10, options={"x265-params": "log-level=none:lossless=1"})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pixels
+        if shape:
+            stream.codec_context.sample_aspect_ratio = shape
+        for name, value in colours.items():
+            setattr(stream.codec_context, name, value)
+        for picture in frames:
+            frame = av.VideoFrame.from_ndarray(picture, "rgb48le" if picture.dtype == np.uint16 else "rgb24")
+            container.mux(stream.encode(frame.reformat(format=pixels)))
+        container.mux(stream.encode())
+    return path
+
+
+def write_interlaced(path: Path, frames: Sequence[np.ndarray], rate: int = 25) -> Path:
+    """Weave pairs of pictures into frames: even lines from the first, odd lines from the second."""
+    woven = [first.copy() for first in frames[::2]]
+    for frame, second in zip(woven, frames[1::2], strict=True):
+        frame[1::2] = second[1::2]
+    return write_video(path, woven, rate=rate, options={"flags": "+ildct+ilme", "x264-params": "tff=1:qp=4"})
+
+
+def blank(path: Path, start: float, stop: float) -> Path:
+    """Overwrite a share of a file with zeros."""
+    content = bytearray(path.read_bytes())
+    first, last = int(len(content) * start), int(len(content) * stop)
+    content[first:last] = bytes(last - first)
+    path.write_bytes(content)
+    return path
+
+
 def write_sound(path: Path, seconds: float = 1.0) -> Path:
     """A file with sound only."""
     with av.open(str(path), "w") as container:
