@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from structalign.util.log import progress
-from structalign.util.workers import share_out
+from structalign.util.workers import parallel_map
 
 JOBS, SIZE, WORKERS = 400, 300_000, 2
 LIMIT = 20.0
@@ -61,7 +61,7 @@ def pebble() -> Iterator[Any]:
 
 
 def ours() -> Iterator[Any]:
-    yield from share_out(job, range(JOBS), WORKERS)
+    yield from parallel_map(job, range(JOBS), WORKERS)
 
 
 POOLS: dict[str, Callable[[], Iterator[Any]]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -30,29 +31,31 @@ from structalign.util.seeding import use_arithmetic, use_deterministic
 def main(config: Config, task: int) -> None:
     """Train one task: from models/task-(NN-1) to models/task-NN."""
     devices = distributed.num_ranks(config.train.devices, config.machine.device, config.train.batch_size)
+    launch.run(devices, distributed.pick_device(config.machine.device), _train, config, task)
+
+
+def _train(config: Config, task: int) -> None:
+    """Train as one of the ranks; rank 0 alone leaves outputs."""
     split, previous, learner = _take_up(config, task)
     resume = ResumeFile(fingerprint(config, task))
-    curve = Path(f"plots/loss/task-{task:02d}.csv")
-    if learner.method.trains and split.train:
-        with launch.ranks(devices, learner.device, _follow, config, task, resume):
+    with TemporaryDirectory(prefix="structalign-") as folder:
+        curve = Path(f"plots/loss/task-{task:02d}.csv") if distributed.rank() == 0 else Path(folder) / "loss.csv"
+        if learner.method.trains and split.train:
             trainer = _trainer(config, split, learner, resume)
             cost = trainer.run(curve)
-        learner.finish(task, trainer.data)
-    else:
-        with LossCurve(curve, task):
-            cost = Cost(seconds=0.0, steps=0, trained_parameters=0)
+            if distributed.rank() == 0:
+                learner.finish(task, trainer.data)
+        else:
+            with LossCurve(curve, task):
+                cost = Cost(seconds=0.0, steps=0, trained_parameters=0)
+    if distributed.rank() > 0:
+        return
     names = previous.categories + [category.name for category in split.categories]
-    with fresh_dir(Path(f"models/task-{task:02d}")) as folder:
-        learner.checkpoint(task, names).save(folder)
+    with fresh_dir(Path(f"models/task-{task:02d}")) as model:
+        learner.checkpoint(task, names).save(model)
     _write_cost(cost, learner.device, Path(f"metrics/cost/task-{task:02d}.json"))
     resume.remove()
     log.info(f"task {task}: {cost.steps} steps in {cost.seconds:.1f} s")
-
-
-def _follow(config: Config, task: int, resume: ResumeFile, folder: str) -> None:
-    """Take part in the training as a further device, and leave nothing."""
-    split, _, learner = _take_up(config, task)
-    _trainer(config, split, learner, resume).run(Path(folder) / f"rank-{distributed.rank()}.csv")
 
 
 def _take_up(config: Config, task: int) -> tuple[TaskSplit, Checkpoint, Learner]:

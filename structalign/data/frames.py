@@ -28,7 +28,7 @@ from structalign.data.decode import Request, UndecodableError, decode, sample_in
 from structalign.util.errors import UserError
 from structalign.util.files import MEND, atomic_write_json, read_json
 from structalign.util.log import log, progress
-from structalign.util.workers import Lost, share_out
+from structalign.util.workers import JobFailed, parallel_map
 
 __all__ = ["FrameStore", "Missing", "extract", "sample_indices"]
 
@@ -151,8 +151,8 @@ def _decode_all(
 
 def _decode_apart(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
     """Decode in processes, even if in one: a video that crashes the decoder must not end the stage."""
-    for (_, request, _), result in zip(jobs, share_out(_decode_one, jobs, workers, PATIENCE), strict=True):
-        if not isinstance(result, Lost):
+    for (_, request, _), result in zip(jobs, parallel_map(_decode_one, jobs, workers, PATIENCE), strict=True):
+        if not isinstance(result, JobFailed):
             yield result
         elif result.exitcode is None or -result.exitcode in CRASHES:
             yield f"decoding it {'took too long' if result.exitcode is None else f'crashed ({result})'}"

@@ -48,7 +48,7 @@ class Batch:
 def joint_video(model: Retriever, batch: Batch) -> tuple[Tensor, Tensor]:
     """Encode this rank's share of the batch's videos and gather all: frames (B, N, D), global_ (B, D)."""
     frames, global_ = model.encode_video(batch.pixels)
-    if distributed.size() == 1 and batch.row is None:
+    if distributed.world_size() == 1 and batch.row is None:
         return frames, global_
     frames = distributed.gather(frames)
     frames = frames[: len(batch.video)] if batch.row is None else frames[batch.row]  # [B,N,D]
@@ -57,9 +57,9 @@ def joint_video(model: Retriever, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def joint_text(model: Retriever, tokens: Tensor, task: int) -> tuple[Tensor, Tensor, Tensor]:
     """Encode this rank's share of texts (B, L) and gather all: words (B, L, D), mask (B, L), global_ (B, D)."""
-    if distributed.size() == 1:
+    if distributed.world_size() == 1:
         return model.encode_text(tokens, task)
-    words, _, global_ = model.encode_text(tokens[distributed.share(len(tokens))], task)
+    words, _, global_ = model.encode_text(tokens[distributed.shard_indices(len(tokens))], task)
     words, global_ = (distributed.gather(part)[: len(tokens)] for part in (words, global_))
     return words, model.word_mask(tokens), global_
 

@@ -22,7 +22,7 @@ class MoEAdapter(AdapterMethod):
     def finish_epoch(self) -> None:
         """Add up what all devices counted in the epoch."""
         for name, experts in self.retriever.routed_experts().items():
-            experts.usage.copy_(self.counted[name] + distributed.add_up(experts.usage - self.counted[name]))
+            experts.usage.copy_(self.counted[name] + distributed.all_reduce_sum(experts.usage - self.counted[name]))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Contrast the batch's global text and video features, each (B, D)."""

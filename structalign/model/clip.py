@@ -5,9 +5,6 @@ open_clip is imported inside functions: it takes seconds, and most of what impor
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 from structalign.util.checkpoint import load_tensors, save_tensors
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_json, read_json, user_path
+from structalign.util.log import without_logging
 
 CLIP_LOG_SCALE = 4.60
 """Logarithm of CLIP's trained and here frozen logit scale (METHOD.md, section 2)."""
@@ -81,7 +79,7 @@ def open_clip_backbone(name: str, pretrained: str | None, weights: str | None) -
         raise UserError(f"backbone.weights = {weights!r}: no such file")
     source = f"backbone.weights = {weights!r}" if weights else f"backbone.pretrained = {pretrained!r}"
     try:
-        with _without_logging():
+        with without_logging():  # open_clip logs an error before it raises it
             clip = open_clip.create_model(name, pretrained=str(path) if path else pretrained)
     except MemoryError:
         raise
@@ -129,17 +127,6 @@ def _check_tag(name: str, tag: str | None, model: dict[str, Any]) -> None:
             f"backbone.pretrained = {tag!r}: trained with {'quick' if quick else 'exact'} GELU, which {name} "
             f"does not use; set backbone.architecture={other}"
         )
-
-
-@contextmanager
-def _without_logging() -> Iterator[None]:
-    """Silence open_clip, which logs an error to the root logger before it raises it."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def load_problem(error: Exception) -> str:

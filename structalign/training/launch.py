@@ -1,7 +1,17 @@
-"""Start and end the processes that train one task together.
+"""Start the processes that train one task together, through PyTorch's elastic launcher.
 
-The stage's own process is rank 0 and the only one that writes outputs. It starts a process for each further device
-and ends them; they end by themselves when it dies, so that nothing of a killed stage lives on.
+Every rank is a child of the stage's process, which takes part in no collective: it waits, ends all ranks when one
+fails, and reports the first failure. Rank 0 alone writes what the stage leaves.
+
+Several machines
+----------------
+The stage reads the variables of `torchrun`. Run it on every machine with the same parameters, in a folder that all
+share or in copies of it:
+
+    PET_NNODES=2 PET_NODE_RANK=0 PET_MASTER_ADDR=first PET_MASTER_PORT=29500 python -m stages.train --task 1
+
+`train.devices` counts the devices of one machine. What the stage leaves is in the folder of the machine with
+`PET_NODE_RANK=0`, so only that one runs `dvc repro`.
 """
 
 from __future__ import annotations
@@ -9,212 +19,134 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import tempfile
-import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+import uuid
+from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing import connection, get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from structalign.util.distributed import RankLost, together
+from structalign.util.command import describe_error
+from structalign.util.distributed import CollectiveError, collective_errors
 from structalign.util.errors import UserError
-from structalign.util.log import configure, log
+from structalign.util.log import configure, log, without_logging
 from structalign.util.workers import end_with_parent
 
-_PATIENCE = timedelta(hours=1)
+_TIMEOUT = timedelta(hours=1)
 """How long a rank waits for another that is alive, such as rank 0 while it ranks test queries."""
 
-_GRACE = 5.0
-"""Seconds that rank 0 is given to notice by itself that another rank failed; a GPU's collectives never do."""
-
-_LAST_WORDS = 60.0
-"""Seconds that rank 0 waits to hear why another rank broke off: a process ends slowly on a busy machine."""
-
-_LOST = 3
-"""Exit status of a rank whose collective broke off, as it does where another is gone."""
+_GRACE = 20.0
+"""Seconds for which a rank with a broken collective waits, so that the rank that broke it is seen to fail first."""
 
 
-@contextmanager
-def ranks(count: int, device: torch.device, follow: Callable[..., None], *args: Any) -> Iterator[None]:
-    """Be rank 0 of `count` within the block, while further processes run `follow(*args, folder)`.
+def run(count: int, device: torch.device, function: Callable[..., None], *args: Any) -> None:
+    """Call a function once in each rank; with one rank, in this process.
 
     Parameters
     ----------
     count : int
-        With 1, nothing happens.
+        Ranks on this machine.
     device : device
         A GPU: rank r works on the r-th visible one. Otherwise all work on the CPU.
-    follow : callable
-        A module's function that takes part in what the block does. `folder` is there to write into; it is
-        deleted in the end.
+    function : callable
+        A module's function.
+    *args
+        What it is called with; they are pickled.
 
     Raises
     ------
     UserError
-        Where a further process fails: its number, and what it said.
+        If a rank fails: its number and its error.
     """
-    if count == 1:
-        yield
+    nodes = int(os.environ.get("PET_NNODES", "1"))
+    if count * nodes == 1:
+        function(*args)
         return
-    _stay_on_this_machine()
-    with tempfile.TemporaryDirectory(prefix="structalign-", ignore_cleanup_errors=True) as folder:
-        others = _Others(count, device, folder, follow, args)
-        try:
-            with _process_group(0, count, device, folder):
-                yield
-            others.finish()
-        except RankLost as error:  # the lost rank's own words say more
-            others.blame(error)
-            raise
-        finally:
-            others.end()
+    config = _one_machine(count) if nodes == 1 else _several_machines(nodes, count)
+    try:
+        with without_logging():
+            elastic_launch(config, _run_rank)(device.type, nodes == 1, log.level, function, args)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        log.debug(error.format_msg())
+        raise UserError(f"train.devices = {count}: rank {rank} failed: {_reason(failure)}") from None
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + error.sigval) from None
 
 
-def _stay_on_this_machine() -> None:
+def _one_machine(count: int) -> LaunchConfig:
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # any free port
+        local_addr="127.0.0.1",  # whatever the machine's own name resolves to
+        max_restarts=0,
+    )
+
+
+def _several_machines(nodes: int, count: int) -> LaunchConfig:
+    try:
+        address, port = os.environ["PET_MASTER_ADDR"], os.environ["PET_MASTER_PORT"]
+        node = int(os.environ["PET_NODE_RANK"])
+    except KeyError as error:
+        missing = f"PET_NNODES = {nodes}, but {error.args[0]} is not set; see structalign/training/launch.py"
+        raise UserError(missing) from None
+    return LaunchConfig(
+        min_nodes=nodes,
+        max_nodes=nodes,
+        nproc_per_node=count,
+        run_id=os.environ.get("PET_RDZV_ID", "structalign"),
+        rdzv_backend="static",
+        rdzv_endpoint=f"{address}:{port}",
+        rdzv_configs={"rank": node, "timeout": int(_TIMEOUT.total_seconds())},
+        max_restarts=0,
+    )
+
+
+def _reason(failure: ProcessFailure) -> str:
+    """Say in one line how a rank failed."""
+    if isinstance(failure.message, dict):  # from the error file of the rank
+        return " ".join(failure.message["message"].removeprefix("UserError: ").split())
+    if failure.exitcode < 0:
+        return f"killed by {signal.Signals(-failure.exitcode).name}"
+    return f"ended with status {failure.exitcode}"
+
+
+def _run_rank(device: str, alone: bool, log_level: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """Be one rank: silent unless it is rank 0."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; the stage's process says so
+    end_with_parent()
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    if rank > 0:
+        os.environ["STRUCTALIGN_PROGRESS"] = "0"
+    configure(log_level if rank == 0 else "CRITICAL")
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    elif alone:
+        _use_loopback()
+    try:
+        with collective_errors():
+            dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT)
+        function(*args)
+        dist.destroy_process_group()
+    except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, CollectiveError):
+            time.sleep(_GRACE)
+        raise UserError(describe_error(error)) from error
+
+
+def _use_loopback() -> None:
     """Let processes on the CPU talk over the loopback interface, whatever the machine's name resolves to."""
     loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
     if loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
-
-
-@contextmanager
-def _process_group(number: int, count: int, device: torch.device, folder: str) -> Iterator[None]:
-    """Meet the other ranks through a file, so that no port is open to others or taken already."""
-    if device.type == "cuda":
-        torch.cuda.set_device(number)
-    with together():  # a rank may be gone before all have met
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=dist.FileStore(str(Path(folder) / "store"), count),
-            rank=number,
-            world_size=count,
-            timeout=_PATIENCE,
-        )
-    whole = False
-    try:
-        yield
-        whole = True
-    finally:
-        # NCCL's end is a collective of its own: where a rank is gone it may never return.
-        if whole or device.type != "cuda":
-            dist.destroy_process_group()
-
-
-def _follow(
-    number: int,
-    count: int,
-    device: torch.device,
-    folder: str,
-    words: connection.Connection,
-    follow: Callable[..., None],
-    args: Sequence[Any],
-) -> None:
-    """Run a further rank: silent but for the line that rank 0 prints if this one fails."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 is interrupted as well, and ends this one
-    end_with_parent()
-    os.environ["STRUCTALIGN_PROGRESS"] = "0"
-    configure("CRITICAL")
-    try:
-        with _process_group(number, count, device, folder):
-            follow(*args, folder)
-    except Exception as error:
-        words.send((" ".join(str(error).split()) or type(error).__name__, traceback.format_exc()))
-        os._exit(_LOST if isinstance(error, RankLost) else 1)  # whatever a GPU's library would still wait for
-
-
-class _Others:
-    """The processes of ranks 1 and up, and a thread that watches over them."""
-
-    def __init__(
-        self, count: int, device: torch.device, folder: str, follow: Callable[..., None], args: Sequence[Any]
-    ) -> None:
-        context = get_context("spawn")
-        self.processes, self.words = [], []
-        try:
-            for number in range(1, count):
-                ear, mouth = context.Pipe(duplex=False)
-                process = context.Process(target=_follow, args=(number, count, device, folder, mouth, follow, args))
-                process.start()
-                mouth.close()
-                self.processes.append(process)
-                self.words.append(ear)
-        except BaseException:  # such as want of memory, or Ctrl-C
-            self._kill()
-            raise
-        self.count = count
-        self.failure = ""
-        self.only_broken = False  # whether that is all that is known
-        self.failed, self.over = threading.Event(), threading.Event()
-        self.watcher = threading.Thread(target=self._watch, daemon=True)
-        self.watcher.start()
-
-    def _watch(self) -> None:
-        """Wait for the first that fails; if rank 0 hangs in a collective then, end it with one line."""
-        waiting: dict[Any, int] = {process.sentinel: number for number, process in enumerate(self.processes, 1)}
-        broken = ""  # what the first said whose collective broke off; another may say why
-        while waiting and not self.failure:
-            ready = connection.wait(list(waiting), _GRACE if broken else None)
-            for sentinel in ready:
-                self.failure, lost = self._judge(waiting.pop(sentinel))
-                broken = broken or lost
-                if self.failure:
-                    break
-            if broken and not self.failure and not (ready and waiting):
-                self.failure, self.only_broken = broken, True
-        if self.failure and not self.over.is_set():
-            self.failed.set()
-            if not self.over.wait(_GRACE):
-                log.error(self.failure)
-                self._kill()
-                os._exit(1)
-
-    def _judge(self, number: int) -> tuple[str, str]:
-        """Say how a rank that has ended failed, or how a collective of its broke off; nothing where it did not."""
-        process, words = self.processes[number - 1], self.words[number - 1]
-        process.join()
-        code = process.exitcode or 0
-        if code == 0:
-            return "", ""
-        said, details = _last_words(words)
-        if details:
-            log.debug(details)
-        how = said or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}")
-        failure = f"train.devices = {self.count}: rank {number} failed: {how}"
-        return ("", failure) if code == _LOST else (failure, "")
-
-    def finish(self) -> None:
-        """Wait until all have come to their end."""
-        self.over.set()
-        self.watcher.join()
-        if self.failure:
-            raise UserError(self.failure)
-
-    def blame(self, own: RankLost) -> None:
-        """Raise what another rank failed of, if one did; where its collective broke off, rank 0's may say why."""
-        if self.failed.wait(_LAST_WORDS):
-            raise UserError(self.failure + (f"; rank 0: {own}" if self.only_broken else "")) from None
-
-    def end(self) -> None:
-        """End those that still run."""
-        self.over.set()
-        self._kill()
-        self.watcher.join()
-
-    def _kill(self) -> None:
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.join()
-
-
-def _last_words(words: connection.Connection) -> tuple[str, str]:
-    try:
-        return words.recv() if words.poll() else ("", "")
-    except EOFError:
-        return "", ""

@@ -7,9 +7,8 @@ augmented as a whole: all its frames get the same crop and flip.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from structalign.methods.base import Batch
 from structalign.model.retriever import Retriever
 from structalign.util import distributed
 from structalign.util.log import progress
+from structalign.util.workers import in_order
 
 AHEAD = 4
 """Clips per thread that are decoded ahead of their use."""
@@ -50,13 +50,9 @@ def load_clips(store: FrameStore, clips: Sequence[str], workers: int) -> Iterato
         times as fast.
     """
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[np.ndarray]] = deque()
-        for clip in clips:
-            waiting.append(pool.submit(store.read, clip))
-            if len(waiting) >= AHEAD * workers:  # bounds memory where the reader is slower
-                yield _channels_first(waiting.popleft().result())
-        while waiting:
-            yield _channels_first(waiting.popleft().result())
+        reads = (pool.submit(store.read, clip) for clip in clips)
+        for frames in in_order(reads, AHEAD * workers):  # bounds memory if the reader is slower
+            yield _channels_first(frames)
 
 
 def _channels_first(frames: np.ndarray) -> Tensor:
@@ -212,7 +208,7 @@ class TrainingSet:
     ) -> Tensor:
         """Draw a view of each of the batch's videos, and show this rank's share of them: (V, N, 3, size, size)."""
         views = [_draw_view(self.frames[video], generator, train.crop_scale) for video in videos]
-        own = [(self.frames[videos[place]], views[place]) for place in distributed.share(len(videos))]
+        own = [(self.frames[videos[place]], views[place]) for place in distributed.shard_indices(len(videos))]
         seen = [_augment(frames.to(device), self.size, view, train.flip) for frames, view in own]
         return _as_bytes(torch.stack(seen))
 

@@ -152,7 +152,7 @@ class Trainer:
         if kept is not None:
             last = [weight.detach().clone() for weight in self.weights]
             _put(self.weights, kept)
-        stop = best.stop(epoch, distributed.from_first(validate))
+        stop = best.stop(epoch, distributed.broadcast_from_rank0(validate))
         _put(self.weights, last)
         return stop
 

@@ -1,6 +1,6 @@
 """Several devices train one task together: each encodes its share of every batch, all see the features of all.
 
-`launch.py` starts the processes. Where there is only one, shares are the whole and gathering changes nothing.
+`training/launch.py` starts the processes. With only one, its share is the whole and gathering changes nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from structalign.util.errors import UserError
 
 
-class RankLost(RuntimeError):
-    """A collective broke off, because another rank is gone."""
+class CollectiveError(RuntimeError):
+    """A collective failed, as it does if another rank is gone."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -75,34 +75,34 @@ def num_ranks(devices: int | Literal["auto"], device: str, batch_size: int) -> i
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Tell a collective that breaks off from errors of a rank's own."""
+def collective_errors() -> Iterator[None]:
+    """Raise a `CollectiveError` for a collective that fails, to tell it from a rank's own errors."""
     try:
         yield
     except RuntimeError as error:
-        raise RankLost(str(error)) from error
+        raise CollectiveError(str(error)) from error
 
 
 # Where this process stands
 
 
-def size() -> int:
-    """Processes that train together; 1 unless `launch.ranks` started more."""
+def world_size() -> int:
+    """Number of processes that train together; 1 unless `launch.run` started more."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Number of this process among them; 0 writes what the stage leaves."""
-    return dist.get_rank() if size() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def share(count: int) -> Sequence[int]:
-    """Which of a joint batch's `count` rows this rank works on, equally many on every rank.
+def shard_indices(count: int) -> Sequence[int]:
+    """Which of a joint batch's `count` rows this rank works on: the same number on every rank.
 
-    Where they do not divide evenly, the last row fills up the last shares; `gather`'s result then ends with
+    If they do not divide evenly, the last row fills up the last shards; `gather`'s result then ends with
     copies of it, which the caller cuts off, so that they have no gradient.
     """
-    each = -(-count // size())
+    each = -(-count // world_size())
     return [min(row, count - 1) for row in range(rank() * each, (rank() + 1) * each)]
 
 
@@ -116,23 +116,23 @@ def gather(own: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor, shape (size() * b, ...)
+    Tensor, shape (world_size() * b, ...)
 
     Notes
     -----
-    Every rank has to compute the same loss from it. Then the loss summed over ranks has `size()` times the
+    Every rank has to compute the same loss from it. Then the loss summed over ranks has `world_size()` times the
     gradient of one, and `average_gradients` gives those of a single process with the joint batch, for weights used
     before the gathering and for weights used after it alike.
     """
-    return own if size() == 1 else _Gather.apply(own)  # type: ignore[no-any-return]
+    return own if world_size() == 1 else _Gather.apply(own)  # type: ignore[no-any-return]
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
         ctx.rows = len(own)
-        shares = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(size())]
-        with together():
+        shares = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        with collective_errors():
             dist.all_gather(shares, own.contiguous())
         return torch.cat(shares)
 
@@ -141,35 +141,35 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
         # What the other ranks' copies of the loss would send here equals this rank's own: no need to exchange it.
         rows = ctx.rows  # type: ignore[attr-defined]
-        return gradients[0][rank() * rows : (rank() + 1) * rows] * size()
+        return gradients[0][rank() * rows : (rank() + 1) * rows] * world_size()
 
 
 @torch.no_grad()
 def average_gradients(weights: Sequence[Tensor]) -> None:
     """Replace the gradients of `weights` by their mean over ranks; those without one have none on any rank."""
-    if size() == 1:
+    if world_size() == 1:
         return
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     joint = torch.cat([gradient.flatten() for gradient in gradients])
-    with together():
+    with collective_errors():
         dist.all_reduce(joint)
-    parts = joint.div_(size()).split([gradient.numel() for gradient in gradients])
+    parts = joint.div_(world_size()).split([gradient.numel() for gradient in gradients])
     torch._foreach_copy_(gradients, [part.view_as(old) for part, old in zip(parts, gradients, strict=True)])
 
 
-def add_up(own: Tensor) -> Tensor:
+def all_reduce_sum(own: Tensor) -> Tensor:
     """Sum a tensor over ranks; every rank gets the sum."""
-    if size() > 1:
-        with together():
+    if world_size() > 1:
+        with collective_errors():
             dist.all_reduce(own)
     return own
 
 
-def from_first(compute: Callable[[], float]) -> float:
-    """Let rank 0 compute a number, and tell it to all."""
-    if size() == 1:
+def broadcast_from_rank0(compute: Callable[[], float]) -> float:
+    """Compute a number on rank 0 and send it to all."""
+    if world_size() == 1:
         return compute()
-    told: list[float | None] = [compute() if rank() == 0 else None]
-    with together():
-        dist.broadcast_object_list(told, src=0)
-    return float(told[0])  # type: ignore[arg-type]
+    value: list[float | None] = [compute() if rank() == 0 else None]
+    with collective_errors():
+        dist.broadcast_object_list(value, src=0)
+    return float(value[0])  # type: ignore[arg-type]

@@ -3,32 +3,53 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
-from loguru import logger as log
 from tqdm import tqdm
 
-__all__ = ["configure", "log", "progress", "progress_bar"]
+__all__ = ["configure", "log", "progress", "progress_bar", "without_logging"]
 
 Item = TypeVar("Item")
 
+log = logging.getLogger("structalign")
+
 _SECONDS = 10.0  # between two lines of a bar that no terminal shows
-_FORMAT = "<green>{time:HH:mm:ss}</green> <level>{level: <7}</level> {message}"
+_COLOURS = {"WARNING": "\033[33m", "ERROR": "\033[31m"}
 
 
-def configure(level: str = "INFO") -> None:
-    """Send log lines to stderr at `level`, written so that they do not tear a progress bar."""
-    log.remove()
-    log.add(
-        lambda line: tqdm.write(line, file=sys.stderr, end=""),
-        format=_FORMAT,
-        level=level,
-        colorize=sys.stderr.isatty(),
-    )
+class _Handler(logging.Handler):
+    """Writes lines to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        colour = _COLOURS.get(record.levelname) if sys.stderr.isatty() else None
+        tqdm.write(f"{colour}{line}\033[0m" if colour else line, file=sys.stderr)
+
+
+def configure(level: int | str = "INFO") -> None:
+    """Send the project's log lines to stderr, from `level` on."""
+    handler = _Handler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(level)
+
+
+@contextmanager
+def without_logging() -> Iterator[None]:
+    """Silence all loggers of this process; for libraries that log what they raise as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Lines(tqdm):

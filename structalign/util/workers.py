@@ -1,8 +1,8 @@
 """Processes that share a list of jobs, and a caller that never waits for a dead one.
 
-Each process has a pipe of its own and one job at a time. The pools of the standard library, loky and pebble let all
-processes share a pipe: one that is killed while it holds it leaves everybody waiting for ever. benchmarks/workers.py
-counts how often.
+Each process has a pipe of its own, a thread here that waits for it, and one job at a time. The pools of the standard
+library, loky and pebble let all processes share a pipe: one that is killed while it holds it leaves everybody waiting
+for ever. benchmarks/workers.py counts how often.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.reduction import ForkingPickler
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 Job = TypeVar("Job")
@@ -32,13 +34,13 @@ AHEAD = 8
 
 
 @dataclass(frozen=True)
-class Lost:
+class JobFailed:
     """Stands for the result of a job whose process died over it, or did not end in time.
 
     Attributes
     ----------
     exitcode : int or None
-        Minus the number of the signal that killed the process, or its exit status; None where it took too long.
+        Minus the number of the signal that killed the process, or its exit status; None if the job took too long.
     """
 
     exitcode: int | None
@@ -51,14 +53,9 @@ class Lost:
         return f"ended with status {self.exitcode}"
 
 
-@dataclass(frozen=True)
-class _Raised:
-    error: Exception
-
-
-def share_out(
-    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, patience: float | None = None
-) -> Iterator[Result | Lost]:
+def parallel_map(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, timeout: float | None = None
+) -> Iterator[Result | JobFailed]:
     """Call a function for each job in processes of their own.
 
     Parameters
@@ -68,26 +65,30 @@ def share_out(
     jobs : sequence
     workers : int
         Processes; results do not depend on how many.
-    patience : float, optional
+    timeout : float, optional
         Seconds after which a process that is still at its job is killed.
 
     Yields
     ------
-    The function's results in the order of `jobs`; a `Lost` where there is none. Another process takes a lost one's
-    place.
+    The function's results in the order of `jobs`; a `JobFailed` if there is none. Another process takes the place of
+    one that died.
     """
-    crew = _Crew(function, jobs, workers, patience)
+    pool = _Pool(function, min(workers, len(jobs)), timeout)
     try:
-        for number in range(len(jobs)):
-            crew.turn(number, wait=False)  # keeps all busy, even where this result is here already
-            while number not in crew.done:
-                crew.turn(number, wait=True)
-            result = crew.done.pop(number)
-            if isinstance(result, _Raised):
-                raise result.error
-            yield result
+        yield from in_order(map(pool.submit, jobs), AHEAD * workers)
     finally:
-        crew.end()
+        pool.close()
+
+
+def in_order(submitted: Iterable[Future[Result]], ahead: int) -> Iterator[Result]:
+    """Yield results in the order of submission, and submit at most `ahead` jobs whose results nobody has taken."""
+    waiting: deque[Future[Result]] = deque()
+    for future in submitted:
+        waiting.append(future)
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def end_with_parent() -> None:
@@ -102,51 +103,59 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-class _Crew(Generic[Job, Result]):
-    """The processes, the results that nobody has asked for yet, and how many jobs are given out."""
+class _Pool(Generic[Job, Result]):
+    """Processes, each with a thread that hands it jobs."""
 
-    def __init__(
-        self, function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, patience: float | None
-    ) -> None:
-        self.function, self.jobs, self.patience = function, jobs, patience
-        self.done: dict[int, Result | Lost | _Raised] = {}
-        self.given = 0
-        self.workers: list[_Worker[Job, Result]] = []
-        self.size = min(workers, len(jobs))
+    def __init__(self, function: Callable[[Job], Result], size: int, timeout: float | None) -> None:
+        self.function, self.timeout = function, timeout
+        self.jobs: SimpleQueue[tuple[Future[Result | JobFailed], Job] | None] = SimpleQueue()
+        self.workers: list[_Worker] = []
+        self.closed = False
+        # Daemons: a program may end without `close`, and must not wait for jobs then.
+        self.threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(size)]
+        for thread in self.threads:
+            thread.start()
 
-    def turn(self, first: int, wait: bool) -> None:
-        """Take what is ready, or wait for it; then give out jobs, not too far ahead of the first missing one."""
-        while len(self.workers) < self.size:
-            self.workers.append(_Worker(self.function))
-        for worker in self._ready(wait):
-            number, result = worker.take()
-            self.done[number] = result
-            if isinstance(result, Lost):
-                self.workers[self.workers.index(worker)] = _Worker(self.function)
-        limit = min(len(self.jobs), first + AHEAD * len(self.workers))
-        for worker in self.workers:
-            if worker.number is None and self.given < limit:
-                worker.give(self.given, self.jobs[self.given], self.patience)
-                self.given += 1
+    def submit(self, job: Job) -> Future[Result | JobFailed]:
+        future: Future[Result | JobFailed] = Future()
+        self.jobs.put((future, job))
+        return future
 
-    def _ready(self, wait: bool) -> list[_Worker[Job, Result]]:
-        """Workers that have something to say, or have run out of time."""
-        busy = {worker.pipe: worker for worker in self.workers if worker.number is not None}
-        next_end = min((worker.deadline for worker in busy.values()), default=0.0)
-        timeout = max(0.0, next_end - time.monotonic()) if wait else 0.0
-        ready = connection.wait(list(busy), None if timeout == float("inf") else timeout)
-        now = time.monotonic()
-        return [worker for pipe, worker in busy.items() if pipe in ready or worker.deadline <= now]
-
-    def end(self) -> None:
-        for worker in self.workers:
+    def _serve(self) -> None:
+        """Do one job after the other, in one process as long as it lives."""
+        worker: _Worker | None = None
+        while (item := self.jobs.get()) and not self.closed:
+            future, job = item
+            try:
+                if worker is None or worker.ended:
+                    worker = _Worker(self.function)
+                    self.workers.append(worker)
+                if not self.closed:  # asked again: `close` may have missed the new process
+                    future.set_result(worker.call(job, self.timeout))
+            except Exception as error:  # whatever the job raised
+                future.set_exception(error)
+        if worker is not None:
             worker.end()
 
+    def close(self) -> None:
+        """End all processes, and so the threads that wait for them."""
+        self.closed = True
+        for worker in self.workers:
+            worker.kill()
+        for _ in self.threads:
+            self.jobs.put(None)
+        for thread in self.threads:
+            thread.join()
 
-class _Worker(Generic[Job, Result]):
-    """A process, this end of its pipe, and what it is at."""
 
-    def __init__(self, function: Callable[[Job], Result]) -> None:
+class _Worker:
+    """A worker process and our end of its pipe."""
+
+    _lock = threading.Lock()
+    """Held to start and to reap processes, which multiprocessing does not expect of several threads."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.ended = False
         # Children of a fork server do not inherit the parent's threads and locks, which a forked one may hang on.
         context = get_context("forkserver")
         context.set_forkserver_preload([function.__module__])
@@ -154,39 +163,41 @@ class _Worker(Generic[Job, Result]):
             self.pipe, theirs = context.Pipe()
             self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
             try:
-                self.process.start()
+                with self._lock:
+                    self.process.start()
                 break
             except (EOFError, ConnectionError):  # killed before it had its orders
                 self.pipe.close()
                 if attempt == STARTS:
-                    raise ChildProcessError("processes die as they start, perhaps for want of memory") from None
+                    raise ChildProcessError("processes die as they start, possibly out of memory") from None
             finally:
                 theirs.close()  # the last copy on this side: from now on the pipe ends when the process does
-        self.number: int | None = None
-        self.deadline = float("inf")
 
-    def give(self, number: int, job: Job, patience: float | None) -> None:
-        self.number = number
-        self.deadline = float("inf") if patience is None else time.monotonic() + patience
+    def call(self, job: Any, timeout: float | None) -> Any:
+        """Do a job: return its result or a `JobFailed`, or raise what the job raised."""
         with suppress(ConnectionError):  # a dead one; reading its pipe says so
             self.pipe.send(job)
-
-    def take(self) -> tuple[int, Result | Lost | _Raised]:
-        """What became of its job: to be called where the pipe has something to say, or the time is over."""
-        number, self.number = self.number, None
-        assert number is not None
-        if not self.pipe.poll():
+        if not self.pipe.poll(timeout):
             self.end()
-            return number, Lost(None)
+            return JobFailed(None)
         try:
-            return number, self.pipe.recv()
+            result, error = self.pipe.recv()
         except (EOFError, OSError):
             self.end()
-            return number, Lost(self.process.exitcode or 0)
+            return JobFailed(self.process.exitcode or 0)
+        if error is not None:
+            raise error
+        return result
+
+    def kill(self) -> None:
+        with self._lock:
+            self.process.kill()
 
     def end(self) -> None:
-        self.process.kill()
-        self.process.join()
+        self.ended = True
+        with self._lock:
+            self.process.kill()
+            self.process.join()
         self.pipe.close()
 
 
@@ -201,9 +212,9 @@ def _work(pipe: connection.Connection, function: Callable[[Any], Any]) -> None:
         except EOFError:
             return
         try:
-            answer = ForkingPickler.dumps(function(job))
+            answer = ForkingPickler.dumps((function(job), None))
         except Exception as error:
-            answer = ForkingPickler.dumps(_Raised(_portable(error)))
+            answer = ForkingPickler.dumps((None, _portable(error)))
         pipe.send_bytes(answer)
 
 

@@ -188,7 +188,7 @@ def test_devices_augment_their_shares_as_one_device_augments_all(
 ) -> None:
     data = training_set(store, {"a": 3, "b": 2, "c": 2}, {"a": 0, "b": 1, "c": 0})
     whole = epoch(data, 0, share_videos=share_videos)
-    monkeypatch.setattr(distributed, "size", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     shares = []
     for rank in range(3):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)

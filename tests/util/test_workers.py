@@ -14,18 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from structalign.util.workers import AHEAD, STARTS, Lost, share_out
+from structalign.util.workers import AHEAD, STARTS, JobFailed, parallel_map
 from tests.helpers import worker_faults as faults
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("count", [0, 1, 60])
 def test_results_come_in_the_order_of_jobs(workers: int, count: int) -> None:
-    assert list(share_out(faults.double, range(count), workers)) == [2 * number for number in range(count)]
+    assert list(parallel_map(faults.double, range(count), workers)) == [2 * number for number in range(count)]
 
 
 def test_what_a_job_raises_is_raised_here() -> None:
-    results = share_out(faults.refuse, range(10), 2)
+    results = parallel_map(faults.refuse, range(10), 2)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(EOFError, match=r"^three") as error:
         next(results)
@@ -43,7 +43,7 @@ def test_what_cannot_travel_is_an_error_and_not_a_dead_process(
     job: Callable[[int], object], kind: type[Exception], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
-        list(share_out(job, range(1), 1))
+        list(parallel_map(job, range(1), 1))
 
 
 @pytest.mark.parametrize("failures", [STARTS - 1, STARTS])
@@ -58,17 +58,17 @@ def test_a_process_that_dies_as_it_starts_is_started_again(monkeypatch: pytest.M
 
     monkeypatch.setattr(ForkServerProcess, "start", fail)
     if failures < STARTS:
-        assert list(share_out(faults.double, range(3), 1)) == [0, 2, 4]
+        assert list(parallel_map(faults.double, range(3), 1)) == [0, 2, 4]
     else:
         with pytest.raises(ChildProcessError, match="die as they start"):
-            list(share_out(faults.double, range(3), 1))
+            list(parallel_map(faults.double, range(3), 1))
 
 
 def test_a_dead_process_costs_its_job_alone() -> None:
     jobs = [0, signal.SIGSEGV, 0, 0, signal.SIGKILL, -7, 0]
-    results = list(share_out(faults.die_of, jobs, 2))
-    assert results == [0, Lost(-signal.SIGSEGV), 0, 0, Lost(-signal.SIGKILL), Lost(7), 0]
-    assert [str(result) for result in results if isinstance(result, Lost)] == [
+    results = list(parallel_map(faults.die_of, jobs, 2))
+    assert results == [0, JobFailed(-signal.SIGSEGV), 0, 0, JobFailed(-signal.SIGKILL), JobFailed(7), 0]
+    assert [str(result) for result in results if isinstance(result, JobFailed)] == [
         "killed by SIGSEGV",
         "killed by SIGKILL",
         "ended with status 7",
@@ -77,8 +77,8 @@ def test_a_dead_process_costs_its_job_alone() -> None:
 
 def test_a_job_without_end_is_given_up() -> None:
     begin = time.monotonic()
-    results = list(share_out(faults.sleep, [0, 600, 0, 0.1], 2, patience=20))
-    assert results == [0, Lost(None), 0, 0.1]
+    results = list(parallel_map(faults.sleep, [0, 600, 0, 0.1], 2, timeout=20))
+    assert results == [0, JobFailed(None), 0, 0.1]
     assert str(results[1]) == "took too long"
     assert time.monotonic() - begin < 300
 
@@ -105,18 +105,18 @@ def test_a_process_killed_at_any_moment_stops_nothing(seed: int) -> None:
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    results = list(share_out(faults.large, range(100), 2))
+    results = list(parallel_map(faults.large, range(100), 2))
     over.set()
     killer.join(60)
     assert not killer.is_alive()
-    lost = [result for result in results if isinstance(result, Lost)]
-    assert set(lost) <= {Lost(-signal.SIGKILL)}
+    lost = [result for result in results if isinstance(result, JobFailed)]
+    assert set(lost) <= {JobFailed(-signal.SIGKILL)}
     assert len(lost) <= 1
     assert all(result in (faults.large(number), *lost) for number, result in enumerate(results))
 
 
 def test_processes_end_with_a_caller_that_wants_no_more() -> None:
-    results: Iterator[object] = share_out(faults.large, range(300), 2)
+    results: Iterator[object] = parallel_map(faults.large, range(300), 2)
     next(results)
     family = workers_of_this_process()
     assert len(family) == 2
@@ -126,7 +126,7 @@ def test_processes_end_with_a_caller_that_wants_no_more() -> None:
 
 
 def test_jobs_are_not_done_far_ahead(tmp_path: Path) -> None:
-    results = share_out(faults.leave_mark, [(tmp_path, number) for number in range(200)], 2)
+    results = parallel_map(faults.leave_mark, [(tmp_path, number) for number in range(200)], 2)
     next(results)
     assert len(list(tmp_path.iterdir())) <= 2 * AHEAD
     assert len(list(results)) == 199

@@ -23,7 +23,7 @@ from structalign.data.clips import Clip
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_text
 from structalign.util.log import progress
-from structalign.util.workers import Lost, share_out
+from structalign.util.workers import JobFailed, parallel_map
 
 SIZE = 64
 """Height and width of the videos in pixels."""
@@ -296,8 +296,8 @@ def generate(root: Path, seed: int, categories: int, train_videos: int, test_vid
         plans += _plan(world, np.random.default_rng([seed, number]), train_videos, test_videos)
     (root / "videos").mkdir()
     jobs = [(scene, root / clip.video) for clip, scene in plans]
-    for result in progress(share_out(_write_video, jobs, workers), len(jobs), "videos", "video"):
-        if isinstance(result, Lost):
+    for result in progress(parallel_map(_write_video, jobs, workers), len(jobs), "videos", "video"):
+        if isinstance(result, JobFailed):
             raise UserError(f"a process that writes videos died ({result}, perhaps for want of memory): run again")
     clips = [clip for clip, _ in plans]
     atomic_write_text(root / "captions.csv", _captions_csv(clips))
