@@ -43,7 +43,8 @@ def shared() -> Path:
     return folder
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--bad-input", metavar="FILE", help="write what tests/test_bad_input.py saw to this Markdown file"
-    )
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, as stages have it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from structalign.cli.params import compose
 from structalign.config.schema import Config
 from structalign.util.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.errors import refused
+from tests.helpers.params import ROOT, params
 
 
 @pytest.fixture(autouse=True)
@@ -50,10 +51,101 @@ def test_k_makes_the_tasks(tmp_path: Path) -> None:
     assert config.last == "04"
 
 
-def test_a_bad_override_leaves_the_file_alone(tmp_path: Path) -> None:
+ABSENT = object()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("K", 6, "K = 6 disagrees with tasks"),
+        ("K", "five", "K = 'five'"),
+        ("last", "04", "disagrees with tasks"),
+        ("seed", -1, "seed = -1"),
+        ("seed", "zero", "seed = 'zero'"),
+        ("threads", 0, "threads = 0"),
+        ("data.name", "imagenet", "data.name = 'imagenet'.*, msrvtt, actnet, local"),
+        ("data.protocol", "published", "data.protocol = 'published'"),
+        ("data.categories", 0, "data.categories = 0"),
+        ("frames.num_frames", 0, "frames.num_frames = 0"),
+        ("frames.num_frames", 1.5, "frames.num_frames = 1.5"),
+        ("frames.allow_missing", -1, "frames.allow_missing = -1"),
+        ("frames.colour", "blue", "frames.colour: unknown key"),
+        ("split.shots", 0, "split.shots = 0"),
+        ("model.vision_adapter", "prompt", "model.vision_adapter = 'prompt'.*frame_fusion"),
+        ("model.adapter_layers", -1, r"model\.adapter_layers = -1"),
+        ("model.adapter_layers", "most", r"model\.adapter_layers = 'most'.*'all'"),
+        ("model.top_k", 50, "top_k = 50 exceeds experts"),
+        ("model.dropout", 1.0, "model.dropout = 1.0"),
+        ("similarity.alpha", 1.1, "similarity.alpha = 1.1"),
+        ("etf.num_classes", 1, "etf.num_classes = 1"),
+        ("loss.crp_weight", float("inf"), "loss.crp_weight = inf"),
+        ("loss.crp_weight", float("nan"), "loss.crp_weight = nan"),
+        ("loss.temperature", 0, "loss.temperature = 0"),
+        ("train.batch_size", 1, "train.batch_size = 1"),
+        ("train.select", "best", "train.select = 'best'"),
+        ("train.lr_first", 0, "train.lr_first = 0"),
+        ("train.devices", 0, "train.devices = 0"),
+        ("train.devices", "all", "train.devices = 'all'"),
+        ("train.compile", "often", "train.compile = 'often'"),
+        ("machine.workers", "many", "machine.workers = 'many'"),
+        ("loss", 3, "loss = 3"),
+        *((key, ABSENT, f"{key}: missing") for key in ("K", "data", "loss", "train")),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named(tmp_path: Path, key: str, value: object, said: str) -> None:
+    values = params()
+    *path, last = key.split(".")
+    section = values
+    for part in path:
+        section = section[part]
+    section[last] = value
+    if value is ABSENT:
+        del section[last]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=said) as caught:
+        Config.load(tmp_path / "params.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"K: [", "not valid YAML"),
+        (b"just words", "keys and values"),
+        (b"", "keys and values"),
+        ("about: süß".encode("latin-1"), "not valid YAML"),
+        (b"K: !!python/object/apply:os.mkdir [ran]", "not valid YAML"),
+        (None, "structalign params"),
+    ],
+    ids=["broken", "words alone", "empty", "not UTF-8", "a Python object", "no file"],
+)
+def test_a_file_that_holds_no_parameters(here: Path, content: bytes | None, said: str) -> None:
+    if content is not None:
+        (here / "params.yaml").write_bytes(content)
+    with refused(said):
+        Config.load("params.yaml")
+    assert not (here / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("K=0", "K = 0"),
+        ("K=100", "K = 100"),
+        ("K=two", "K = 'two'"),
+        ("evaluate.rerank=0", r"evaluate\.rerank = 0"),
+        ("evaluate.index=faiss", "evaluate: index = 'faiss' needs rerank"),
+        ("data=cifar", "data/cifar"),
+        ("method=magic", "method/magic"),
+        ("train.learning_rate=1", r"train\.learning_rate"),
+        ("loss.etf_weight=-0.5", r"loss\.etf_weight = -0\.5"),
+    ],
+)
+def test_a_bad_override_leaves_the_file_alone(tmp_path: Path, override: str, said: str) -> None:
     target = tmp_path / "params.yaml"
     target.write_text("before")
-    with pytest.raises(UserError, match="K = 0"):
-        compose(["K=0"], target)
+    with pytest.raises(UserError, match=said) as caught:
+        compose([override], target)
+    assert "\n" not in str(caught.value)
     assert target.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]

@@ -1,15 +1,18 @@
-"""Archives from elsewhere: what is read from them, and what is not; tests/helpers/bad_cases.py has more refusals."""
+"""Archives from elsewhere: what is read from them, and what is refused."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from structalign.data.archive import members, read_member, video_file
+from structalign.data.archive import MAX_BYTES, members, read_member, video_file
 from structalign.util.errors import UserError
+from tests.helpers.errors import refused
 from tests.helpers.remote import zip_of
 
 
@@ -55,3 +58,58 @@ def test_an_archive_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
 def test_a_missing_archive(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such archive"):
         members(tmp_path / "none.zip")
+
+
+def read_all(max_bytes: int = MAX_BYTES) -> None:
+    for name in members(Path("archive"), max_bytes):
+        read_member(Path("archive"), name)
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.txt", "a/../../evil.txt", "/tmp/evil-structalign.txt", "..\\evil.txt", "C:/evil.txt"]
+)
+def test_members_outside_the_archive_are_refused(here: Path, name: str) -> None:
+    zip_of(here / "archive", {"good.txt": b"good", name: b"evil"})
+    with refused("evil"):
+        read_all()
+
+
+NOISE = np.random.default_rng(0).bytes(3 << 20)
+TWO = {"a.bin": NOISE[:100_000], "b.bin": NOISE[:100_000]}
+
+
+def encrypted(content: bytes) -> bytes:
+    place = content.index(b"PK\x01\x02") + 8
+    return content[:place] + bytes([content[place] | 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("contents", "change", "said"),
+    [
+        (TWO, lambda content: content[:150_000], "damaged"),
+        (TWO, lambda content: content[:50_000] + bytes([content[50_000] ^ 255]) + content[50_001:], "damaged"),
+        (TWO, lambda content: b"", "damaged"),
+        (TWO, lambda content: b"<html>Not found</html>", "damaged, or no zip"),
+        (
+            {"zeros": bytes(8 << 20)},
+            lambda content: content.replace((8 << 20).to_bytes(4, "little"), b"\xe8\x03\0\0"),
+            "damaged",
+        ),
+        ({"a.txt": b"a", "b.txt": b"b"}, lambda content: content.replace(b"b.txt", b"a.txt"), "twice"),
+        ({"a.txt": b"a"}, encrypted, "encrypted"),
+    ],
+    ids=["cut", "a byte flipped", "empty", "a web page", "a size that lies", "a name twice", "encrypted"],
+)
+def test_damaged_archives(
+    here: Path, contents: dict[str, bytes], change: Callable[[bytes], bytes], said: str
+) -> None:
+    archive = zip_of(here / "archive", contents)
+    archive.write_bytes(change(archive.read_bytes()))
+    with refused(said):
+        read_all()
+
+
+def test_an_archive_that_would_unpack_to_too_much(here: Path) -> None:
+    zip_of(here / "archive", {"noise": NOISE})
+    with refused("would unpack to 3,145,728 bytes"):
+        read_all(1 << 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from structalign.data.clips import Clip, read_manifest, write_manifest
 from structalign.util.errors import UserError
+from tests.helpers.errors import refused
 
 GOOD = {
     "id": "v_-x1",
@@ -45,7 +47,7 @@ def test_round_trip(
 
 
 def test_a_clip_that_exists_is_a_valid_one() -> None:
-    """What a manifest may not hold (tests/bad_cases.py) cannot be made in memory either."""
+    """What a manifest may not hold cannot be made in memory either."""
     for changes in (
         {"id": "a/b"},
         {"video": "../a.mp4"},
@@ -63,3 +65,63 @@ def test_contradictions_are_not_written(tmp_path: Path) -> None:
         with pytest.raises(UserError):
             write_manifest(clips, path)
     assert list(tmp_path.iterdir()) == []
+
+
+BAD_VALUES = [
+    *(
+        ("id", value)
+        for value in ("", "../../etc/passwd", "a/b", "a\\b", ".hidden", "-rf", "a\n", "a" * 121, "naïve", 7)
+    ),
+    *(("video", value) for value in ("/etc/passwd", "../secret.mp4", "a/../../secret.mp4", "C:\\a.mp4", "C:a.mp4")),
+    *(("video", value) for value in ("a\0.mp4", "")),
+    *(("start", value) for value in (-1.0, float("nan"), "3", 3.0)),
+    *(("end", value) for value in (float("inf"), 0.0)),
+    ("category", "  "),
+    ("split", "everything"),
+    *(("captions", value) for value in ([], ["a", " \n"], "one")),
+    ("colour", "red"),
+]
+SAID = {"id": "id", "video": "path", "start": "start|less than", "end": "end|less than", "captions": "caption"}
+
+
+def write_with_second_line(line: str) -> None:
+    """Write a manifest of three lines."""
+    first, last = json.dumps(GOOD), json.dumps({**GOOD, "id": "last"})
+    Path("manifest.jsonl").write_text(f"{first}\n{line}\n{last}\n")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("key", "value"), BAD_VALUES)
+def test_a_bad_value_is_named_with_its_line(key: str, value: object) -> None:
+    write_with_second_line(json.dumps({**GOOD, "id": "z", key: value}))
+    with refused(rf"manifest\.jsonl:2: .*({SAID.get(key, key)})"):
+        read_manifest("manifest.jsonl")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "JSON"),
+        ("[]", "dict|object"),
+        ("", "JSON"),
+        (json.dumps({key: value for key, value in GOOD.items() if key != "video"}), "video"),
+        (json.dumps(GOOD), "twice"),
+        (json.dumps({**GOOD, "split": "test"}), "train and in test"),
+        (json.dumps({**GOOD, "id": "z", "split": "test"}), "video .* train and in test"),
+    ],
+)
+def test_a_bad_line_is_named(line: str, said: str) -> None:
+    write_with_second_line(line)
+    with refused(rf"manifest\.jsonl:2: .*({said})"):
+        read_manifest("manifest.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "no such file"), (b"", "no clip"), ('{"id": "süß"}'.encode("latin-1"), "UTF-8")]
+)
+def test_a_manifest_that_is_none(here: Path, content: bytes | None, said: str) -> None:
+    if content is not None:
+        (here / "manifest.jsonl").write_bytes(content)
+    with refused(said):
+        read_manifest("manifest.jsonl")

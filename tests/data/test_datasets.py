@@ -38,21 +38,7 @@ from tests.helpers.raw_data import (
 )
 from tests.helpers.remote import Server
 
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, as stages have it."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 # MSR-VTT
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"msrvtt": (8, 4), "actnet": (8, 4)}
-    monkeypatch.setattr("structalign.data.datasets.published_splits.PUBLISHED_SIZES", sizes)
 
 
 @pytest.mark.usefixtures("small")

@@ -13,6 +13,7 @@ from structalign.data import download as module
 from structalign.data.datasets import common as sources
 from structalign.data.download import fetch
 from structalign.util.errors import UserError
+from tests.helpers.errors import refused
 from tests.helpers.remote import CONTENT, SHA256, Server
 
 
@@ -215,3 +216,22 @@ def test_mirrors_are_tried_in_turn(server: Server, tmp_path: Path, monkeypatch: 
         sources.obtain(Source(source=urls))
     (tmp_path / "mine.bin").write_bytes(CONTENT)
     assert sources.obtain(Source(source=["none.bin", "mine.bin"], sha256=SHA256)) == Path("mine.bin")
+
+
+def test_another_checksum_is_an_error(server: Server, here: Path) -> None:
+    with refused(f"checksum mismatch: SHA-256 is {SHA256}, expected {'0' * 64}", leaves={"file.bin.lock"}):
+        fetch(f"{server.url}/file.bin", "file.bin", "0" * 64)
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+def test_a_file_that_is_too_large(server: Server, here: Path, lengths: bool) -> None:
+    server.lengths = lengths
+    parts = {"file.bin.lock", "file.bin.part", "file.bin.part.validator"}
+    with refused("1,000,000 are allowed", leaves=parts):
+        fetch(f"{server.url}/file.bin", "file.bin", max_bytes=1_000_000)
+
+
+@pytest.mark.parametrize("url", ["ftp://example.org/x", "file:///etc/passwd"])
+def test_other_protocols_are_refused(here: Path, url: str) -> None:
+    with refused("http or https"):
+        fetch(url, "file.bin")

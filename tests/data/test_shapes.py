@@ -71,7 +71,7 @@ def test_videos_decode_to_what_was_drawn(tmp_path: Path) -> None:
     images = film(Scene(worlds(1)[0], colour=0, core=4, shape=1, motion=MOTIONS.index("growing"), seed=3))
     assert images.shape == (NUM_IMAGES, SIZE, SIZE, 3)
     (tmp_path / "video.mp4").write_bytes(encode(images))
-    frames = decode(Request(tmp_path / "video.mp4", None, None, num_frames=6, short_side=SIZE))
+    frames = decode(Request(tmp_path / "video.mp4", None, None, num_frames=6, short_side=SIZE)).frames
     for frame, image in zip(frames, images[2::4], strict=True):
         assert np.abs(frame.astype(int) - image.astype(int)).mean() < 12  # H.264, at half the colour resolution
 

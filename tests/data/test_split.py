@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import pickletools
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +24,13 @@ from structalign.data.split import (
     few_shot_split,
     joint,
     published_split,
+    read_missing,
     read_published,
     read_task,
     write_task,
 )
 from structalign.util.errors import UserError
+from tests.helpers.errors import refused
 from tests.helpers.split_files import Runs, clips_of, dump, published
 
 SIZES = {"MSRVTT": (320, 2990, 20), "ACTNET": (3200, 4910, 200)}
@@ -279,3 +283,95 @@ def test_benchmark_files_must_be_what_was_published(tmp_path: Path, monkeypatch:
         read_benchmark({}, "msrvtt")
     with pytest.raises(UserError, match=r"K = 5.*K = 10 or 20"):
         require_published(5, {10: two, 20: four})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"Pevil\n.",
+        b"\x80\x02\x82\x01.",
+        b"(cos\nsystem\n(S'true'\nio.",
+        b"(S'true'\nios\nsystem\n.",
+        b"\x80\x02}}b.",
+        b"\x80\x02cos\nsystem\n)\x81.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.",
+        b"\x80\x04\x8c\x08builtins\x8c\x04list\x93\x8c\x04true\x85R.",
+        b"\x80\x02}r\xff\xff\xff\x7f.",
+        b"",
+        b"PK\x03\x04 and more",
+        pickle.dumps(published())[:-20],
+        b"\x80\x02s.",
+        pickle.dumps(7),
+    ],
+    ids=[
+        *("persistent id", "extension code", "instance", "short instance", "build", "newobj", "defaultdict?"),
+        *("list called", "far memo slot", "empty", "another format", "truncated", "stack underflow", "a number"),
+    ],
+)
+def test_pickles_of_other_instructions_are_refused(here: Path, content: bytes) -> None:
+    (here / "split.pkl").write_bytes(content)
+    with refused(r"split\.pkl: "):
+        read_published(here / "split.pkl")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda split: split["train"][1]["c0"].append("train-0-0"), "is already in"),
+        (lambda split: split["train"][2]["c2"].append("train-0-0"), "is already in"),
+        (lambda split: split["val"][2]["c2"].append("train-0-0"), "is already in"),
+        (lambda split: split.update(train={key - 1: task for key, task in split["train"].items()}), "tasks 1, 2"),
+        (lambda split: split.update(train=list(split["train"].values())), "tasks 1, 2"),
+        (lambda split: split["val"].pop(2), "same categories"),
+        (lambda split: split["val"][2].pop("c2"), "same categories"),
+        (lambda split: split["train"][1]["c0"].clear(), "to a list of video ids"),
+        (lambda split: split["train"][1].clear(), "must be a dict of categories"),
+        (lambda split: split.pop("val"), "keys train and val"),
+    ],
+)
+def test_contradictions_in_a_published_split(here: Path, change: Callable[[dict], object], said: str) -> None:
+    split = published()
+    change(split)
+    dump(split, here / "split.pkl")
+    with refused(said):
+        read_published(here / "split.pkl")
+
+
+# Bad input of the draw, and damaged files
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "shots", "said"),
+    [
+        (3, 2, r"K = 3: does not divide the 10 categories evenly; choose .*1, 2, 5"),
+        (0, 2, "K = 0: must be from 1 to 10"),
+        (-1, 2, "K = -1: must be from 1 to 10"),
+        (11, 2, "K = 11: must be from 1 to 10"),
+        (5, 6, r"'cat \d' has 5 training videos with frames, but split.shots = 6"),
+        (5, 0, r"split.shots = 0"),
+    ],
+)
+def test_a_draw_that_does_not_work_out(num_tasks: int, shots: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        few_shot_split(clips_of(10), num_tasks, shots, seed=0, order="given")
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"task": 1}', '{"task": "one"}'])
+def test_a_task_file_that_is_none(here: Path, content: str | None) -> None:
+    if content is not None:
+        (here / "task-01.json").write_text(content)
+    with refused("no such file" if content is None else r"task-01\.json: not a task"):
+        read_task("task-01.json")
+
+
+@pytest.mark.parametrize("content", ["", "{}x", '["a"]', '[{"video": "a"}]', "3"])
+def test_a_list_of_missing_clips_that_is_none(here: Path, content: str) -> None:
+    (here / "missing.json").write_text(content)
+    with refused(r"missing\.json"):
+        read_missing("missing.json", clips_of(1))
+
+
+def test_a_missing_clip_that_the_manifest_does_not_know(here: Path) -> None:
+    (here / "missing.json").write_text(json.dumps([{"clip": "other", "video": "a.mp4", "reason": "truncated"}]))
+    with refused("other is not in the manifest"):
+        read_missing("missing.json", clips_of(1))

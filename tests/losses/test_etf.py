@@ -163,3 +163,8 @@ def test_geometry_refuses_what_has_none() -> None:
     broken[2, 3] = math.nan
     with pytest.raises(UserError, match=r"\[2\]"):
         geometry(broken)
+
+
+def test_a_frame_needs_room_for_its_classes() -> None:
+    with pytest.raises(UserError, match="600 equiangular prototypes need at least 599 dimensions"):
+        simplex_etf(600, 512)

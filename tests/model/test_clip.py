@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from open_clip.model import CLIP, CustomTextCLIP
 from safetensors.torch import save_file
 from torch import nn
@@ -28,6 +33,9 @@ from structalign.model.clip import (
 )
 from structalign.model.retriever import Retriever
 from structalign.util.errors import UserError
+from tests.helpers.errors import refused
+from tests.helpers.split_files import Runs
+from tests.helpers.video_files import cut
 
 SMALL = {
     "embed_dim": 16,
@@ -214,3 +222,110 @@ def test_frame_features_are_clips_image_features(clip: CLIP) -> None:
         expected = clip.encode_image(((pixels.flatten(0, 1).float() / 255) - mean) / std)
     assert torch.equal(frames.flatten(0, 1), expected)
     torch.testing.assert_close(global_, expected.view(2, 3, 16).mean(dim=1))
+
+
+# Bad weights, and a damaged copy
+
+
+def nan_weights(path: Path) -> None:
+    torch.manual_seed(0)
+    state = CLIP(**SMALL).state_dict()
+    state["visual.proj"][3, 4] = torch.nan
+    save_file(state, path)
+
+
+def truncated_weights(path: Path) -> None:
+    save_file(CLIP(**SMALL).state_dict(), path)
+    cut(path, 0.7)
+
+
+UNREADABLE = r"backbone\.weights = 'bad\.\w+': cannot load small"
+
+
+@pytest.mark.usefixtures("small_in_open_clip")
+@pytest.mark.parametrize(
+    ("endings", "write", "said"),
+    [
+        ("pt safetensors", lambda path: path.write_bytes(b"hello" * 100), UNREADABLE),
+        ("pt safetensors", Path.touch, UNREADABLE),
+        ("pt safetensors", lambda path: torch.save([1, 2], path), UNREADABLE),
+        ("pt safetensors", lambda path: torch.save({"state_dict": Runs(os.mkdir, "ran")}, path), UNREADABLE),
+        ("pt", lambda path: torch.save({"a": torch.zeros(3)}, path), UNREADABLE),
+        ("safetensors", lambda path: save_file({"a": torch.zeros(3)}, path), UNREADABLE),
+        ("safetensors", truncated_weights, UNREADABLE),
+        ("safetensors", nan_weights, r"visual\.proj holds NaN or infinity"),
+    ],
+    ids=["garbage", "empty", "a list", "pickled code", "another model's", "another's", "truncated", "NaN"],
+)
+def test_a_file_without_usable_weights(here: Path, endings: str, write: Callable[[Path], object], said: str) -> None:
+    for ending in endings.split():
+        write(here / f"bad.{ending}")
+        with refused(said):
+            open_clip_backbone("small", None, f"bad.{ending}")
+    assert not (here / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "path", "said"),
+    [
+        ("ViT-B-32-quickgelu", None, "openai", r"backbone\.weights = 'openai': no such file"),
+        ("ViT-Z-99", "openai", None, "no such model"),
+        ("ViT-B-32", None, None, "both null"),
+        ("ViT-B-32", "nonsense", None, "open_clip's tags for ViT-B-32: openai"),
+        ("ViT-B-32", "openai", None, "set backbone.architecture=ViT-B-32-quickgelu"),
+        ("ViT-B-16-SigLIP", "webli", None, "plain CLIP"),
+        ("roberta-ViT-B-32", "laion2b_s12b_b32k", None, "Hugging Face"),
+        ("coca_ViT-B-32", "laion2b_s13b_b90k", None, "captioner"),
+        ("RN50-quickgelu", "openai", None, "no ViT"),
+        ("MobileCLIP-S1", "datacompdr", None, "not causal"),
+    ],
+)
+def test_models_that_cannot_serve(here: Path, name: str, tag: str | None, path: str | None, said: str) -> None:
+    with refused(said):
+        open_clip_backbone(name, tag, path)
+
+
+def describe(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def rewrite(folder: Path) -> None:
+        facts = json.loads((folder / "clip.json").read_text())
+        change(facts)
+        (folder / "clip.json").write_text(json.dumps(facts))
+
+    return rewrite
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: cut(folder / "clip.safetensors", 0.5), r"clip\.safetensors: damaged"),
+        (lambda folder: (folder / "clip.safetensors").unlink(), r"clip\.safetensors: no such"),
+        (describe(lambda facts: facts.pop("mean")), r"clip\.json: not a CLIP description"),
+        (describe(lambda facts: facts["model"].pop("embed_dim")), "not an open_clip model config"),
+        (describe(lambda facts: facts["model"]["vision_cfg"].update(x=1)), "not an open_clip model"),
+        (describe(lambda facts: facts["model"]["vision_cfg"].update(width=64)), "weights do not fit"),
+    ],
+)
+def test_a_damaged_copy_is_named(clip: CLIP, here: Path, damage: Callable[[Path], object], said: str) -> None:
+    save_clip(clip, INFO, here)
+    damage(here)
+    with refused(said):
+        load_clip(Path("."))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(max_size=200), min_size=1, max_size=4))
+def test_any_caption_becomes_words_between_start_and_end(captions: list[str]) -> None:
+    retriever = small_retriever()
+    tokens = retriever.tokenize(captions)  # [T,L]
+    assert tokens.shape[0] == len(captions)
+    assert 2 <= tokens.shape[1] <= INFO.context_length
+    assert (tokens[:, 0] == START).all()
+    for row, mask in zip(tokens, retriever.word_mask(tokens), strict=True):
+        words = row[mask]
+        assert row[len(words) + 1] == END
+        assert ((words != START) & (words != END)).all()
+
+
+@cache
+def small_retriever() -> Retriever:
+    return plain(CLIP(**SMALL))

@@ -9,11 +9,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from stages.run import single_instance
 from structalign.retrieval.gallery import TaskGallery, copy_galleries, fingerprint, load_galleries, save_index
@@ -22,6 +24,9 @@ from structalign.util.checkpoint import Checkpoint
 from structalign.util.command import describe_error
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write, atomic_write_json, atomic_write_text, fresh_dir, read_json, user_path
+from tests.helpers.errors import refused
+from tests.helpers.split_files import Runs
+from tests.helpers.video_files import cut
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -186,3 +191,51 @@ def test_states_of_trainings_that_nobody_took_up_are_deleted_one_day(
         os.utime(state.path, (begin, begin))
     assert states[2].load() == {"epoch": 1}
     assert [state.path.exists() for state in states] == [False, True, True]
+
+
+# Damaged checkpoints and galleries
+
+
+def halve(name: str) -> Callable[[Path], object]:
+    return lambda folder: cut(folder / name, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        *((halve(name), name) for name in ("adapters.safetensors", "memory.safetensors", "state.json")),
+        (lambda folder: (folder / "memory.safetensors").unlink(), "no such file"),
+        (lambda folder: (folder / "state.json").unlink(), "no such checkpoint"),
+        (
+            lambda folder: torch.save({"a": Runs(os.mkdir, "ran")}, folder / "memory.safetensors"),
+            r"memory\.safetensors: damaged",
+        ),
+        (lambda folder: (folder / "state.json").write_text('{"x": 1}'), "unexpected"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(here: Path, damage: Callable[[Path], object], said: str) -> None:
+    checkpoint().save(here)
+    damage(here)
+    with refused(said):
+        Checkpoint.load(Path("."))
+    assert not (here / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        *((halve(name), name) for name in ("task-01.safetensors", "task-01.json", "tasks.json")),
+        (
+            lambda folder: save_file({"frames": torch.zeros(1, 3, 4)}, folder / "task-01.safetensors"),
+            "names 2 videos, its features hold 1",
+        ),
+    ],
+)
+def test_a_damaged_gallery_is_named(here: Path, damage: Callable[[Path], object], said: str) -> None:
+    gallery(1).save(here)
+    save_index(here, 1)
+    damage(here)
+    with refused(said):
+        load_galleries(Path("."))
+    with refused("no such gallery"):
+        load_galleries(Path("none"))
