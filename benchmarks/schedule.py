@@ -27,7 +27,7 @@ from benchmarks.measure import machine
 from benchmarks.step import architecture
 from structalign.cli.params import compose
 from structalign.config.schema import Config
-from structalign.data.split import Sample
+from structalign.data.tasks import Sample
 from structalign.evaluation.evaluate import rank, recall_over_all
 from structalign.model.clip import save_clip
 from structalign.retrieval.gallery import TaskGallery

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import machine
 from structalign.config.schema import Config
-from structalign.methods.base import Batch, TrainingFeatures
+from structalign.methods.base import Batch, TrainingFeatures, total
 from structalign.methods.structalign import StructAlign
 from structalign.model.clip import ClipInfo
 from structalign.model.retriever import Retriever
@@ -114,9 +114,9 @@ def build(config: Config, setting: Setting) -> dict[str, Callable[[], None]]:
 
     def step(method: StructAlign) -> None:
         with autocast(setting.precision, setting.device):
-            total = method.loss(batch)["total"]
+            loss = total(method.loss(batch))
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
 

@@ -8,14 +8,16 @@ from torch import nn
 
 from stages.run import run
 from structalign.config.schema import Config
-from structalign.evaluation.record import Record
 from structalign.model.clip import ClipInfo, open_clip_backbone, save_clip
 from structalign.retrieval.gallery import save_index
 from structalign.training.tiny_clip import tiny_backbone
 from structalign.util.checkpoint import Checkpoint
-from structalign.util.files import fresh_dir
+from structalign.util.files import atomic_write_json, fresh_dir
 from structalign.util.log import log
 from structalign.util.seeding import use_arithmetic
+
+NOTHING_MEASURED: dict[str, list[object]] = {"tasks": [], "rows": []}
+"""What the record holds before the first task (`structalign.evaluation.record`)."""
 
 
 def main(config: Config) -> None:
@@ -29,7 +31,7 @@ def main(config: Config) -> None:
     with fresh_dir(Path("data/gallery/after-00")) as folder:
         save_index(folder, 0)
     with fresh_dir(Path("metrics/task-00")) as folder:
-        Record.empty().save(folder)
+        atomic_write_json(folder / "recall.json", NOTHING_MEASURED)
     log.info(f"{config.backbone.architecture}: {sum(weight.numel() for weight in clip.parameters()):,} parameters")
 
 

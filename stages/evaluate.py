@@ -7,8 +7,8 @@ from pathlib import Path
 
 from stages.run import run
 from structalign.config.schema import Config
-from structalign.data.frames import FrameStore
-from structalign.data.split import read_task
+from structalign.data.store import FrameStore
+from structalign.data.tasks import read_task
 from structalign.evaluation.diagnostics import diagnose
 from structalign.evaluation.evaluate import rank
 from structalign.evaluation.examples import follow, illustrate

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
+from structalign.config.pipeline import is_code, stage_entry
 from structalign.config.schema import Config
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.errors import UserError
@@ -55,11 +55,9 @@ def describe_io(name: str) -> str:
     str
         Lines for the end of the stage's help; modules of the program itself are left out.
     """
-    path = Path(__file__).parent.parent / "dvc.yaml"
-    stage = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"].get(name, {}) if path.exists() else {}
-    stage = stage.get("do", stage)
+    stage = stage_entry(name)
     rows = {
-        "reads": [item for item in stage.get("deps", []) if not item.startswith(("stages/", "structalign/"))],
+        "reads": [item for item in stage.get("deps", []) if not is_code(item)],
         "parameters": stage.get("params", []),
         "writes": [next(iter(item)) if isinstance(item, dict) else item for item in _outputs(stage)],
     }

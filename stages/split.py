@@ -7,17 +7,9 @@ from pathlib import Path
 from stages.run import run
 from structalign.config.schema import Config
 from structalign.data.clips import MANIFEST, Clip, raw_folder, read_manifest
-from structalign.data.datasets.published_splits import require_published, split_file
-from structalign.data.split import (
-    TaskSplit,
-    few_shot_split,
-    joint,
-    published_split,
-    read_missing,
-    read_published,
-    task_file,
-    write_task,
-)
+from structalign.data.datasets.published_splits import read_published, require_published, split_file
+from structalign.data.split import few_shot_split, published_split, read_missing
+from structalign.data.tasks import TaskSplit, task_file, write_task
 from structalign.util.files import fresh_dir
 from structalign.util.log import log
 
@@ -30,8 +22,6 @@ def main(config: Config) -> None:
     clips = read_manifest(raw_folder(config) / MANIFEST)
     missing = read_missing(MISSING, clips)
     splits = divide(config, clips, missing)
-    if config.split.joint:
-        splits = joint(splits)
     with fresh_dir(SPLIT) as folder:
         for split in splits:
             write_task(split, folder / task_file(split.task))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,15 +11,17 @@ import torch
 
 from stages.run import run
 from structalign.config.schema import Config
-from structalign.data.frames import FrameStore
-from structalign.data.split import TaskSplit, read_task
+from structalign.data.store import FrameStore
+from structalign.data.tasks import TaskSplit, read_task
 from structalign.evaluation.evaluate import rank, recall_over_all
+from structalign.methods.base.discover import method_class
 from structalign.retrieval.gallery import TaskGallery, load_galleries
 from structalign.training import launch
 from structalign.training.learner import Learner
 from structalign.training.loader import TrainingSet
+from structalign.training.loss_curve import LossCurve
 from structalign.training.resume import ResumeFile, fingerprint
-from structalign.training.trainer import Cost, LossCurve, Trainer
+from structalign.training.trainer import Cost, Trainer
 from structalign.util import distributed
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.files import atomic_write_json, fresh_dir
@@ -63,6 +65,8 @@ def _take_up(config: Config, task: int) -> tuple[TaskSplit, Checkpoint, Learner]
     use_arithmetic(config.threads)
     use_deterministic(config.train.deterministic)
     split = read_task(Path(f"data/split/task-{task:02d}.json"))
+    if method_class(config.method.name).needs_all_tasks:
+        split = _with_all_training_data(config, split)
     previous = Checkpoint.load(Path(f"models/task-{task - 1:02d}"))
     learner = Learner(config, split.num_categories, previous)
     learner.start(task)
@@ -71,7 +75,8 @@ def _take_up(config: Config, task: int) -> tuple[TaskSplit, Checkpoint, Learner]
 
 def _trainer(config: Config, split: TaskSplit, learner: Learner, resume: ResumeFile) -> Trainer:
     earlier = load_galleries(Path(f"data/gallery/after-{split.task - 1:02d}"))
-    learner.method.start_galleries(earlier)
+    if learner.method.needs_galleries:
+        learner.method.start_galleries(earlier)
     store = FrameStore(Path("data/frames"))
     data = TrainingSet(split.train, store, learner.retriever, config.machine.num_workers)
     validate = None
@@ -86,17 +91,20 @@ def _recall_on_test(
 ) -> float:
     """R@1 of all seen tasks' test queries: what `best_on_test` picks its epoch by."""
     galleries = list(earlier)
-    for one in _judging(config, split):
+    for one in _all_tasks(config) if learner.method.needs_all_tasks else [split]:
         frames = learner.encode_clips(store, [sample.clip for sample in one.test])
         galleries.append(TaskGallery.from_samples(one.task, one.test, frames))
     return recall_over_all(rank(learner.retriever, galleries, config.similarity))["r1"]
 
 
-def _judging(config: Config, split: TaskSplit) -> list[TaskSplit]:
-    """Whose test queries join those of earlier tasks: this task's, or all where all are learnt at once."""
-    if config.method.name != "joint":
-        return [split]
+def _all_tasks(config: Config) -> list[TaskSplit]:
     return [read_task(Path(f"data/split/task-{task:02d}.json")) for task in range(1, config.K + 1)]
+
+
+def _with_all_training_data(config: Config, split: TaskSplit) -> TaskSplit:
+    """Give task 1 the training data of all tasks, and the others none."""
+    samples = [sample for one in _all_tasks(config) for sample in one.train]
+    return replace(split, train=samples if split.task == 1 else [])
 
 
 def _write_cost(cost: Cost, device: torch.device, path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from structalign.config.schema import Config
-from structalign.data.frames import FrameStore
+from structalign.data.store import FrameStore
 from structalign.evaluation.search import Hit, SearchIndex
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.errors import UserError

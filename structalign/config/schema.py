@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from structalign.config.discovery import module_names, one_of
 from structalign.util.errors import UserError
 from structalign.util.machine import available_cores
 
@@ -110,8 +111,6 @@ class SplitConfig(_Section):
     """Training videos per category."""
     order: Literal["shuffled", "given"]
     """Order in which categories become tasks."""
-    joint: bool
-    """Hand the training data of all tasks to task 1, and none to the others: the upper bound `method=joint`."""
 
 
 class BackboneConfig(_Section):
@@ -199,9 +198,13 @@ class LossConfig(_Section):
 class MethodConfig(_Section):
     """Which continual-learning method runs (METHOD.md, section 7)."""
 
-    name: Literal[
-        "structalign", "zeroshot", "finetune", "lwf", "vr_lwf", "zscl", "moe_adapter", "stablefusion", "joint"
-    ]
+    name: str
+    """A file in `structalign/methods/`."""
+
+    @field_validator("name")
+    @classmethod
+    def _method_exists(cls, name: str) -> str:
+        return one_of(module_names("methods"), name)
 
 
 class TrainConfig(_Section):

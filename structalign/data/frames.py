@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import io
 import signal
-import threading
 import zipfile
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
@@ -25,12 +24,13 @@ from structalign.config.schema import FramesConfig
 from structalign.data.archive import video_file
 from structalign.data.clips import Clip
 from structalign.data.decode import Request, UndecodableError, decode, sample_indices
+from structalign.data.store import Place, entry_name
 from structalign.util.errors import UserError
-from structalign.util.files import MEND, atomic_write_json, read_json
+from structalign.util.files import atomic_write_json
 from structalign.util.log import log, progress
 from structalign.util.workers import JobFailed, parallel_map
 
-__all__ = ["FrameStore", "Missing", "extract", "sample_indices"]
+__all__ = ["Missing", "extract", "sample_indices"]
 
 NAMED = 10
 """Undecodable clips that an error names; the log has all."""
@@ -55,16 +55,6 @@ class Missing:
     clip: str
     video: str
     reason: str
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a clip's frames are, how many, and how large."""
-
-    shard: str
-    frames: int
-    height: int
-    width: int
 
 
 def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig, workers: int) -> list[Missing]:
@@ -207,88 +197,16 @@ class _ShardWriter:
         assert self.archive is not None
         for number, image in enumerate(images):
             # ZipInfo's own default time, 1980, keeps bytes the same from run to run.
-            self.archive.writestr(zipfile.ZipInfo(_entry(clip, number)), image)
+            self.archive.writestr(zipfile.ZipInfo(entry_name(clip, number)), image)
             self.size += len(image)
         shard = Path(self.archive.filename or "").name
-        self.index[clip] = asdict(_Place(shard, len(images), size[0], size[1]))
+        self.index[clip] = asdict(Place(shard, len(images), size[0], size[1]))
 
     def _next(self) -> None:
         if self.archive is not None:
             self.archive.close()
         self.archive = zipfile.ZipFile(self.folder / f"shard-{self.count:04d}.zip", "w", zipfile.ZIP_STORED)
         self.count, self.size = self.count + 1, 0
-
-
-def _entry(clip: str, number: int) -> str:
-    return f"{clip}/{number:03d}.jpg"
-
-
-class FrameStore:
-    """Reads what `extract` packed; safe to use from several threads.
-
-    Parameters
-    ----------
-    folder : Path
-
-    Attributes
-    ----------
-    missing : list of str
-        Clips that could not be decoded.
-    notes : dict of str to list of str
-        What was changed or is doubtful about clips, with their ids.
-
-    Raises
-    ------
-    UserError
-        If the folder is not a store of frames.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        try:
-            index = read_json(self.folder / "index.json")
-            self._clips = {clip: _Place(**entry) for clip, entry in index["clips"].items()}
-            self.notes = {note: list(clips) for note, clips in index["notes"].items()}
-            self.missing = [item["clip"] for item in read_json(self.folder / "missing.json")]
-        except (KeyError, TypeError, AttributeError):
-            raise UserError(f"{self.folder}: index.json or missing.json is damaged; {MEND}") from None
-        self._archives: dict[str, zipfile.ZipFile] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def ids(self) -> list[str]:
-        """Clips in the store."""
-        return list(self._clips)
-
-    def read(self, clip: str) -> np.ndarray:
-        """Decode a clip's frames: uint8 (N, H, W, 3).
-
-        Raises
-        ------
-        UserError
-            Where the clip is not in the store, or its shard is damaged.
-        """
-        entry = self._clips.get(clip)
-        if entry is None:
-            left_out = " (it could not be decoded)" if clip in self.missing else ""
-            raise UserError(
-                f"{self.folder}: no frames of clip {clip}{left_out}; run `dvc repro` from stage frames on"
-            )
-        frames = np.empty((entry.frames, entry.height, entry.width, 3), np.uint8)
-        try:
-            archive = self._archive(entry.shard)
-            for number in range(len(frames)):
-                frames[number] = np.asarray(Image.open(io.BytesIO(archive.read(_entry(clip, number)))))
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.folder / entry.shard}: damaged at clip {clip} ({error}); {MEND}") from None
-        return frames
-
-    def _archive(self, shard: str) -> zipfile.ZipFile:
-        """Open a shard once; `ZipFile` locks its file, so that threads may share it."""
-        with self._lock:
-            if shard not in self._archives:
-                self._archives[shard] = zipfile.ZipFile(self.folder / shard)
-            return self._archives[shard]
 
 
 def clips_of(clips: Iterable[Clip]) -> list[Clip]:

@@ -4,107 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from structalign.data.clips import Clip
-from structalign.data.datasets.published_splits import PublishedSplit, entries, read_published
+from structalign.data.datasets.published_splits import PublishedSplit, entries
+from structalign.data.tasks import Category, Sample, TaskSplit
 from structalign.util.errors import UserError
-from structalign.util.files import atomic_write_json, read_json
-
-__all__ = [
-    "Category",
-    "Sample",
-    "TaskSplit",
-    "few_shot_split",
-    "joint",
-    "published_split",
-    "read_missing",
-    "read_published",
-    "read_task",
-    "task_file",
-    "write_task",
-]
-
-
-@dataclass(frozen=True)
-class Category:
-    """A category and its number over all tasks: from 0, in the order in which tasks bring them."""
-
-    id: int
-    name: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A clip as one task uses it."""
-
-    clip: str
-    category: int
-    captions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TaskSplit:
-    """What one task brings.
-
-    Parameters
-    ----------
-    task : int
-        From 1.
-    num_tasks : int
-        K.
-    num_categories : int
-        Over all tasks.
-    categories : list of Category
-        This task's.
-    train, test : list of Sample
-        Every category has at least one of each, but for `joint`.
-    missing : list of str
-        Clips of this task's categories that are left out because they have no frames.
-    """
-
-    task: int
-    num_tasks: int
-    num_categories: int
-    categories: list[Category]
-    train: list[Sample]
-    test: list[Sample]
-    missing: list[str]
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-
-def task_file(task: int) -> str:
-    """Name the file of a task."""
-    return f"task-{task:02d}.json"
-
-
-def write_task(split: TaskSplit, path: str | Path) -> None:
-    """Write one task as JSON."""
-    atomic_write_json(path, asdict(split))
-
-
-def read_task(path: str | Path) -> TaskSplit:
-    """Read what `write_task` wrote.
-
-    Raises
-    ------
-    UserError
-        Where the file is missing or is not a task.
-    """
-    try:
-        return TypeAdapter(TaskSplit).validate_json(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; the stage `split` writes it") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: not a task: {key + ': ' if key else ''}{first['msg']}") from None
+from structalign.util.files import read_json
 
 
 def published_split(published: PublishedSplit, clips: list[Clip], missing: Collection[str] = ()) -> list[TaskSplit]:
@@ -211,12 +121,6 @@ def few_shot_split(
     return [
         replace(split, missing=[clip.id for clip in left_out]) for split, left_out in zip(splits, gone, strict=True)
     ]
-
-
-def joint(splits: list[TaskSplit]) -> list[TaskSplit]:
-    """Hand the training data of all tasks to the first one; test data stay where they are."""
-    together = [sample for split in splits for sample in split.train]
-    return [replace(split, train=together if split.task == 1 else []) for split in splits]
 
 
 def read_missing(path: str | Path, clips: list[Clip]) -> list[str]:

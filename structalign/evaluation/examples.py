@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from structalign.data.frames import FrameStore
+from structalign.data.store import FrameStore
 from structalign.evaluation.metrics import ranks
 from structalign.retrieval.gallery import TaskGallery
 

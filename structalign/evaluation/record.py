@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from structalign.config.schema import Config
-from structalign.data.split import TaskSplit
+from structalign.data.tasks import TaskSplit
 from structalign.evaluation import metrics
 from structalign.evaluation.evaluate import Ranking, recall_over_all, recall_within_task, video_to_text
 from structalign.evaluation.examples import Followed
@@ -60,15 +60,13 @@ class Record:
     shown: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls) -> Record:
-        """Make the record before the first task."""
-        return cls(recall={"tasks": [], "rows": []}, features={}, loss="", cost=[])
-
-    @classmethod
     def load(cls, folder: Path) -> Record:
         """Read a record; a missing or damaged file is a `UserError`."""
+        recall = read_json(folder / "recall.json")
+        if not recall["rows"]:  # before the first task there is nothing else
+            return cls(recall=recall, features={}, loss="", cost=[])
         return cls(
-            recall=read_json(folder / "recall.json"),
+            recall=recall,
             features=load_tensors(folder / "features.safetensors"),
             loss=(folder / "loss.csv").read_text(encoding="utf-8"),
             cost=read_json(folder / "cost.json"),

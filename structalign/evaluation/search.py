@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from structalign.config.schema import Config
 from structalign.data.clips import raw_folder, read_manifest
-from structalign.data.split import read_task
+from structalign.data.tasks import read_task
 from structalign.retrieval.encode import encode_texts
 from structalign.retrieval.gallery import TaskGallery, load_galleries
 from structalign.retrieval.ranker import Ranker

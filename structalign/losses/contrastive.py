@@ -240,26 +240,9 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> 
     return cross_entropy(ours, theirs.softmax(1)) + cross_entropy(ours.T, theirs.T.softmax(1))
 
 
-def total(
-    base: Tensor,
-    etf: Tensor | None,
-    pseudo: Tensor | None,
-    etf_weight: float,
-    pseudo_weight: float,
-    adaptive: bool,
-) -> Tensor:
-    """Sum the terms: base + lambda * ETF + pseudo_weight * pseudo.
-
-    With `adaptive`, lambda = etf_weight * base / ETF without gradient, so that the ETF term always weighs that
-    share of the base loss; otherwise lambda = etf_weight.
-    """
-    result = base
-    if etf is not None:
-        factor = (base / etf.clamp_min(1e-12)).detach() if adaptive else 1.0
-        result = result + etf_weight * factor * etf
-    if pseudo is not None:
-        result = result + pseudo_weight * pseudo
-    return result
+def adaptive_factor(base: Tensor, term: Tensor) -> Tensor:
+    """Factor base / term, without gradient: a term times this factor always weighs as much as the base loss."""
+    return (base / term.clamp_min(1e-12)).detach()
 
 
 def _scale(log_scale: Tensor | float) -> Tensor | float:

@@ -1,13 +1,13 @@
-"""Joint training, the upper bound: all tasks' data at once, with nothing to forget.
-
-`split.joint` hands the training data of all tasks to the first one; what trains, and on which loss, is as for
-plain fine-tuning.
-"""
+"""Joint training, the upper bound: all tasks' data at once, with nothing to forget (METHOD.md, section 7)."""
 
 from __future__ import annotations
 
-from structalign.methods.finetune import Finetune
+from typing import ClassVar
+
+from structalign.methods.base import FullMethod
 
 
-class Joint(Finetune):
+class Joint(FullMethod):
     """All of CLIP trains on all tasks in task 1; later tasks only grow the gallery."""
+
+    needs_all_tasks: ClassVar[bool] = True

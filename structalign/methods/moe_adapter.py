@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from structalign.losses.contrastive import contrastive
-from structalign.methods.base import AdapterMethod, Batch, TrainingFeatures, joint_text, joint_video
+from structalign.methods.base import AdapterMethod, Batch, Term, Terms, TrainingFeatures
 from structalign.util import distributed
 
 
@@ -24,12 +23,10 @@ class MoEAdapter(AdapterMethod):
         for name, experts in self.retriever.routed_experts().items():
             experts.usage.copy_(self.counted[name] + distributed.all_reduce_sum(experts.usage - self.counted[name]))
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Contrast the batch's global text and video features, each (B, D)."""
-        _, _, text = joint_text(self.retriever, batch.tokens, self.task)
-        _, video = joint_video(self.retriever, batch)
-        scl = contrastive(text, video, self.retriever.log_scale, self.config.loss.same_video, batch.video)
-        return {"scl": scl, "total": scl}
+    def loss(self, batch: Batch) -> Terms:
+        """Contrast the batch's global features."""
+        scl, _, _ = self.contrast(batch)
+        return {"scl": Term(scl)}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The experts without weight decay: without a gradient, a frozen expert then keeps its very bits."""

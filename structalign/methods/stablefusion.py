@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
 
-from structalign.losses.contrastive import contrastive, cross_task
-from structalign.methods.base import AdapterMethod, Batch, joint_text, joint_video
+from structalign.losses.contrastive import cross_task
+from structalign.methods.base import AdapterMethod, Batch, Term, Terms
 from structalign.retrieval.gallery import TaskGallery
 
 
 class StableFusion(AdapterMethod):
     """Frame fusion and text experts, contrasted on global features, against stored galleries as well."""
+
+    needs_galleries: ClassVar[bool] = True
 
     def start_galleries(self, galleries: list[TaskGallery]) -> None:
         """Keep the global features (S, D) of all earlier galleries as further negatives."""
@@ -21,14 +24,11 @@ class StableFusion(AdapterMethod):
             pooled = [normalize(gallery.frames.mean(dim=1), dim=-1) for gallery in galleries]
             self.stored = torch.cat(pooled).to(self.retriever.device)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute scl, cross and their weighted total for a batch of B pairs."""
-        _, _, text = joint_text(self.retriever, batch.tokens, self.task)  # [B,D]
-        _, video = joint_video(self.retriever, batch)  # [B,D]
-        scl = contrastive(text, video, self.retriever.log_scale, self.config.loss.same_video, batch.video)
+    def loss(self, batch: Batch) -> Terms:
+        """Compute scl, and cross if there are stored galleries, for a batch of B pairs."""
+        scl, text, video = self.contrast(batch)
         if self.stored is None:
-            return {"scl": scl, "total": scl}
-        weights = self.config.loss
-        share = weights.cross_task_weight
-        cross = cross_task(text, video, self.stored, self.retriever.log_scale, weights.same_video, batch.video)
-        return {"scl": scl, "cross": cross, "total": (1 - share) * scl + share * cross}
+            return {"scl": Term(scl)}
+        loss = self.config.loss
+        cross = cross_task(text, video, self.stored, self.retriever.log_scale, loss.same_video, batch.video)
+        return {"scl": Term(scl, 1 - loss.cross_task_weight), "cross": Term(cross, loss.cross_task_weight)}

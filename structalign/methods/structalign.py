@@ -16,7 +16,17 @@ from structalign.losses import contrastive as losses
 from structalign.losses.etf import simplex_etf
 from structalign.losses.memory import PrototypeMemory
 from structalign.losses.similarity import word_frame_similarity
-from structalign.methods.base import AdapterMethod, Batch, Teacher, TrainingFeatures, joint_text, joint_video
+from structalign.methods.base import (
+    AdapterMethod,
+    Batch,
+    Teacher,
+    Term,
+    Terms,
+    TrainingFeatures,
+    joint_text,
+    joint_video,
+    total,
+)
 from structalign.model.retriever import Retriever
 from structalign.util.distributed import to_device
 from structalign.util.errors import UserError
@@ -73,34 +83,27 @@ class StructAlign(AdapterMethod):
             groups.append({"name": "projections", "params": weights, "lr": rate})
         return groups
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute scl, crp, etf, pseudo and their total for a batch of B pairs."""
+    def loss(self, batch: Batch) -> Terms:
+        """Compute scl, crp, etf and pseudo for a batch of B pairs."""
         weights = self.config.loss
         pseudo = self._pseudo_pairs(len(batch.tokens))  # first: copying them must not wait for what a GPU still does
         words, mask, _ = joint_text(self.retriever, batch.tokens, self.task)  # [B,L,D], [B,L]
         frames, _ = joint_video(self.retriever, batch)  # [B,N,D]
         similarity = self._similarity(frames, words, mask)  # [B,B]
-        terms = {"scl": losses.scl(similarity, self.retriever.log_scale, weights.same_video, batch.video)}
-        base = terms["scl"]
+        terms = {"scl": Term(losses.scl(similarity, self.retriever.log_scale, weights.same_video, batch.video))}
         if self.teacher is not None:
-            terms["crp"] = self._relation_preserving(self.teacher, similarity, batch)
-            base = base + weights.crp_weight * terms["crp"]
+            terms["crp"] = Term(self._relation_preserving(self.teacher, similarity, batch), weights.crp_weight)
         if self.prototypes is not None:
             joining = pseudo if weights.pseudo_etf else None
-            terms["etf"] = self._etf(self.prototypes, words, mask, frames, batch.category, joining)
+            etf = self._etf(self.prototypes, words, mask, frames, batch.category, joining)
+            factor = losses.adaptive_factor(total(terms), etf) if weights.etf_adaptive else 1.0
+            terms["etf"] = Term(etf, weights.etf_weight * factor)
         if pseudo is not None and weights.pseudo_weight > 0:
             text, video, _ = (part[: len(batch.tokens)] for part in pseudo)  # B of the 2B pairs
-            terms["pseudo"] = losses.pseudo_contrastive(
+            contrast = losses.pseudo_contrastive(
                 words, mask, frames, text, video, self.retriever.log_scale, weights.same_video, batch.video
             )
-        terms["total"] = losses.total(
-            base,
-            terms.get("etf"),
-            terms.get("pseudo"),
-            weights.etf_weight,
-            weights.pseudo_weight,
-            weights.etf_adaptive,
-        )
+            terms["pseudo"] = Term(contrast, weights.pseudo_weight)
         return terms
 
     def _similarity(self, frames: Tensor, words: Tensor, mask: Tensor) -> Tensor:

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from structalign.methods.base import Teacher
-from structalign.methods.lwf import LwF
+from structalign.methods.base import DistillationMethod, Teacher
 from structalign.model.retriever import Retriever
 
 
-class ZSCL(LwF):
+class ZSCL(DistillationMethod):
     """Fine-tuning, distillation from the untouched CLIP, and a running average of weights.
 
     The reference data of the original are images and texts from elsewhere; in this harness, which has only the

@@ -26,7 +26,7 @@ from structalign.util.files import atomic_write_bytes
 PALETTE = sns.color_palette("colorblind")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")
 """One more than there are colours, so that no two of a hundred lines share both."""
-TERM_NAMES = {
+TERM_NAMES = {  # a term without an entry is shown under its own name
     "total": "total",
     "scl": "contrastive (SCL)",
     "crp": "relation preserving (CRP)",
@@ -182,30 +182,38 @@ def training_loss(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Parameters
     ----------
     rows : sequence of mapping
-        Rows of `structalign.report.tables.loss_table`: task, global_step and the terms a task has.
+        Rows of `structalign.report.tables.loss_table`: task, global_step, term, value, weighted.
 
     Returns
     -------
     Figure
-        One panel a term that occurs; thin lines are steps, thick ones their running mean.
+        A panel for each term: steps (thin), their running mean (thick), and what the term adds to the total (dashed).
     """
-    terms = [term for term in TERM_NAMES if any(row.get(term) is not None for row in rows)]
+    terms = list(dict.fromkeys(row["term"] for row in rows))
     tasks = sorted({row["task"] for row in rows})
     figure, panels = _figure(len(terms), 1, width=9, height=1.0 + 1.7 * len(terms), sharex=True)
     for axes, term in zip(panels, terms, strict=True):
         for task in tasks:
             points = [
-                (row["global_step"], row[term]) for row in rows if row["task"] == task and row.get(term) is not None
+                (row["global_step"], row["value"], row["weighted"])
+                for row in rows
+                if row["task"] == task and row["term"] == term
             ]
             if points:
-                steps, values = np.array(points, dtype=float).T
+                steps, values, weighted = np.array(points, dtype=float).T
                 axes.plot(steps, values, color=PALETTE[0], linewidth=0.7, alpha=0.4)
-                axes.plot(steps, _running_mean(values), color=PALETTE[0])
-        axes.set_title(TERM_NAMES[term], loc="left", fontsize=10)
+                axes.plot(steps, _running_mean(values), color=PALETTE[0], label="value")
+                if term != "total":
+                    axes.plot(steps, _running_mean(weighted), color=_ORANGE, linestyle="--", label="weighted")
+        axes.set_title(TERM_NAMES.get(term, term), loc="left", fontsize=10)
         axes.set_ylabel("loss")
         axes.grid(False, axis="x")
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter("{x:.3g}")
+    if len(panels) > 1:
+        handles, labels = panels[-1].get_legend_handles_labels()
+        named = dict(zip(labels, handles, strict=True))
+        panels[-1].legend(named.values(), named.keys(), loc="upper right", fontsize=8)
     _mark_tasks(panels, rows, tasks)
     panels[-1].set_xlabel("training step, counted over all tasks")
     figure.suptitle("Training loss by task")

@@ -24,7 +24,6 @@ from structalign.util.errors import UserError
 from structalign.util.files import read_json
 
 RECALL_MEASURES = ("r1", "r5", "r10", "medr", "meanr")
-LOSS_TERMS = ("total", "scl", "crp", "etf", "pseudo", "distill", "cross")
 MODALITIES = ("text", "video")
 TEST_SET_WARNING = "epoch picked on the test set"
 
@@ -58,7 +57,7 @@ class Run:
     cost : list of dict
         Per task: seconds, trained parameters and peak memory of its training.
     loss : list of dict
-        Training curves of all tasks, one row a logged step; empty for a method that trains nothing.
+        Training curves of all tasks, one row for each step and term; empty for a method that trains nothing.
     features : dict of str to ndarray
         Class means, feature samples and drift; empty where the method keeps none.
     shown : dict
@@ -76,7 +75,7 @@ class Run:
     tasks: list[dict[str, Any]]
     rows: list[dict[str, Any]]
     cost: list[dict[str, float]] = field(default_factory=list)
-    loss: list[dict[str, float]] = field(default_factory=list)
+    loss: list[dict[str, Any]] = field(default_factory=list)
     features: dict[str, np.ndarray] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
 
@@ -241,22 +240,13 @@ def accuracy_table(run: Run) -> Table:
 
 
 def loss_table(run: Run) -> Table:
-    """Training curves of all tasks with `global_step`, the step counted on from task to task."""
+    """Training curves of all tasks in long form, with `global_step`, the step counted on from task to task."""
     table: Table = []
     offset = 0
-    for task in sorted({int(row["task"]) for row in run.loss}):
-        steps = [row for row in run.loss if row["task"] == task]
-        for row in steps:
-            table.append(
-                {
-                    "task": task,
-                    "step": int(row["step"]),
-                    "global_step": offset + int(row["step"]),
-                    **{term: row.get(term) for term in (*LOSS_TERMS, "lr")},
-                }
-            )
-        # whether a curve counts its steps from 0 or from 1, the next one goes on right behind it
-        offset += int(max(row["step"] for row in steps)) + (min(row["step"] for row in steps) == 0)
+    for task in sorted({row["task"] for row in run.loss}):
+        rows = [row for row in run.loss if row["task"] == task]
+        table += [{**row, "global_step": offset + row["step"]} for row in rows]
+        offset += max(row["step"] for row in rows)
     return table
 
 
@@ -326,7 +316,7 @@ TABLES = {
         ("after", *RECALL_MEASURES, "bwf", *(f"v2t_{key}" for key in RECALL_MEASURES), "select"),
     ),
     "accuracy_matrix": (accuracy_table, ("after", "task", "r1", "select")),
-    "loss": (loss_table, ("task", "step", "global_step", *LOSS_TERMS, "lr")),
+    "loss": (loss_table, ("task", "step", "global_step", "term", "value", "weighted", "lr")),
     "drift": (drift_table, ("after", "learnt_in", "category", "modality", "cosine")),
     "geometry": (geometry_table, ("after", "modality", "measure", "value")),
     "published": (published_table, ("benchmark", "method", "r1", "bwf", "source", "select")),
@@ -356,15 +346,16 @@ def _read_features(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: damaged ({error}); run the last evaluate stage again") from None
 
 
-def _read_loss(path: Path) -> list[dict[str, float]]:
-    """Rows of a training curve; a term that a method or a task does not have is left out."""
+def _read_loss(path: Path) -> list[dict[str, Any]]:
+    """Rows of a training curve in long form (`structalign.training.loss_curve`)."""
     rows = []
     with path.open(encoding="utf-8", newline="") as stream:
         for line, row in enumerate(csv.DictReader(stream), start=2):
             try:
-                rows.append({key: float(value) for key, value in row.items() if value})
-            except (TypeError, ValueError):
+                numbers = {key: float(row[key]) for key in ("value", "weighted", "lr")}
+                rows.append({"task": int(row["task"]), "step": int(row["step"]), "term": row["term"], **numbers})
+            except (TypeError, ValueError, KeyError):
                 raise UserError(
-                    f"{path}, line {line}: every cell must be a number; run the train stages again"
+                    f"{path}, line {line}: not a row of a loss curve; run the train stages again"
                 ) from None
     return rows

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from structalign.data.split import Sample
+from structalign.data.tasks import Sample
 from structalign.util.checkpoint import load_tensors, save_tensors
 from structalign.util.errors import UserError
 from structalign.util.files import MEND, atomic_write_json

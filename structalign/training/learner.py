@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from structalign.config.schema import Config
-from structalign.data.frames import FrameStore
+from structalign.data.store import FrameStore
 from structalign.losses.contrastive import pool_frames
 from structalign.methods.base import TrainingFeatures
-from structalign.methods.registry import build_method, method_class
+from structalign.methods.base.discover import build_method, method_class
 from structalign.model.clip import load_clip, text_tower
 from structalign.model.retriever import Retriever, Trainable
 from structalign.retrieval.encode import encode_videos, pooled_texts

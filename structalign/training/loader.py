@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from structalign.config.schema import TrainConfig
-from structalign.data.frames import FrameStore
-from structalign.data.split import Sample
+from structalign.data.store import FrameStore
+from structalign.data.tasks import Sample
 from structalign.methods.base import Batch
 from structalign.model.retriever import Retriever
 from structalign.util import distributed

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 
+from structalign.config.pipeline import ROOT, dependencies, is_code, stage_entry
 from structalign.config.schema import Config
+from structalign.methods.base.discover import method_class
 from structalign.util.errors import UserError
 from structalign.util.files import MEND, atomic_write, project_folder
 from structalign.util.log import log
@@ -29,38 +31,48 @@ KEPT_DAYS = 14
 
 
 def fingerprint(config: Config, task: int) -> str:
-    """Hash the parameters, code, data and weights that training a task reads.
+    """Hash the parameters, code, data and weights that training a task reads, as `dvc.yaml` declares them.
 
     Parameters
     ----------
     config : Config
-        Only sections that `stages/train.py` reads count; `machine` does not.
     task : int
         The task, from 1.
 
     Raises
     ------
     UserError
-        Where a shard of frames is damaged.
+        If a shard of frames is damaged.
     """
-    sections = ("K", "seed", "threads", "method", "model", "similarity", "etf", "loss", "train")
-    digest = hashlib.sha256(
-        json.dumps(config.model_dump(mode="json", include=set(sections)), sort_keys=True).encode()
-    )
-    previous = f"{task - 1:02d}"
-    inputs = [Path(f"data/split/task-{task:02d}.json"), Path("data/frames/index.json")]
-    folders = [Path("structalign"), Path("models/clip"), Path(f"models/task-{previous}")]
-    if config.method.name == "stablefusion" or config.train.select == "best_on_test":
-        folders.append(Path(f"data/gallery/after-{previous}"))
-    for folder in folders:
-        inputs += sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    for path in inputs:
-        digest.update(str(path).encode())
+    sections = set(stage_entry("train")["params"])
+    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json", include=sections), sort_keys=True).encode())
+    for root, path in sorted(_inputs(config, task)):
+        digest.update(str(path.relative_to(root)).encode())
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     for line in _shard_checksums(sorted(Path("data/frames").glob("*.zip"))):
         digest.update(line.encode())
     return digest.hexdigest()[:20]
+
+
+def _inputs(config: Config, task: int) -> Iterator[tuple[Path, Path]]:
+    """Files that training a task reads, each behind the folder it belongs to; frames only by their index."""
+    values = {"key": f"{task:02d}", "item.previous": f"{task - 1:02d}", "method.name": config.method.name}
+    for name in dependencies("train", values):
+        root = ROOT if is_code(name) else Path()
+        if name.startswith("data/gallery") and not _reads_galleries(config):
+            continue
+        if name == "data/frames":
+            name = "data/frames/index.json"
+        elif name == "data/split" and not method_class(config.method.name).needs_all_tasks:
+            name = f"data/split/task-{task:02d}.json"
+        for path in [root / name] if (root / name).is_file() else (root / name).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield root, path
+
+
+def _reads_galleries(config: Config) -> bool:
+    return method_class(config.method.name).needs_galleries or config.train.select != "last"
 
 
 def _shard_checksums(shards: Iterable[Path]) -> Iterable[str]:

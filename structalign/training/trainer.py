@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,21 +15,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from structalign.config.schema import Config, TrainConfig
-from structalign.methods.base import Batch, Method
+from structalign.methods.base import Batch, Method, Terms, total
 from structalign.training.loader import TrainingSet
+from structalign.training.loss_curve import FLUSH_STEPS, LossCurve
 from structalign.training.resume import ResumeFile
 from structalign.util import distributed
-from structalign.util.errors import UserError
 from structalign.util.log import log, progress_bar
 from structalign.util.seeding import generator, seed_everything
-
-TERMS = ("total", "scl", "crp", "etf", "pseudo", "distill", "cross")
-"""Columns of the loss curve; a method that lacks a term leaves its cells empty."""
-
-CURVE_COLUMNS = ("task", "step", "epoch", *TERMS, "lr")
-
-_FLUSH = 10
-"""Steps between two writes of the loss curve: reading a loss makes a GPU wait, so it is done in bunches."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +106,11 @@ class Trainer:
             groups, eps=self.settings.eps, weight_decay=self.settings.weight_decay, fused=self.device.type == "cuda"
         )
         self.steps_per_epoch = data.steps_per_epoch(self.settings.batch_size)
-        total = self.steps_per_epoch * self.settings.epochs
-        warmup = round(self.settings.warmup * total) if task == 1 else 0
+        steps = self.steps_per_epoch * self.settings.epochs
+        warmup = round(self.settings.warmup * steps) if task == 1 else 0
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
-            lambda step: learning_rate_factor(step, total, warmup, self.settings.schedule),
+            lambda step: learning_rate_factor(step, steps, warmup, self.settings.schedule),
         )
 
     def run(self, curve: Path) -> Cost:
@@ -132,8 +123,8 @@ class Trainer:
         """
         start = time.perf_counter()
         best = _BestEpoch(self.weights, self.settings.patience, self.settings.min_epochs)
-        total = self.steps_per_epoch * self.settings.epochs
-        with LossCurve(curve, self.task) as rows, progress_bar(total, f"task {self.task}", "step") as bar:
+        steps = self.steps_per_epoch * self.settings.epochs
+        with LossCurve(curve, self.task) as rows, progress_bar(steps, f"task {self.task}", "step") as bar:
             first, seconds = self._restore(rows, best)
             bar.update(rows.step)
             for epoch in range(first, self.settings.epochs + 1):
@@ -183,7 +174,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.method.load_training_state(state["method"])
-        rows.take_up(state["curve"])
+        rows.restore(state["curve"])
         best.load_state(state["best"])
         log.info(f"task {self.task}: resuming after epoch {state['epoch']} of {self.settings.epochs}")
         return state["epoch"] + 1, state["seconds"]
@@ -199,9 +190,9 @@ class Trainer:
             rate = float(self.schedule.get_last_lr()[0])
             terms = self._step(batch)
             rows.add(epoch, terms, rate)
-            if rows.step % _FLUSH == 0:
-                total = rows.flush(epoch)
-                bar.set_postfix(epoch=epoch, loss=f"{total:.3f}", lr=f"{rate:.1e}", refresh=False)
+            if rows.step % FLUSH_STEPS == 0:
+                loss = rows.flush(epoch)
+                bar.set_postfix(epoch=epoch, loss=f"{loss:.3f}", lr=f"{rate:.1e}", refresh=False)
             bar.update()
         rows.flush(epoch)
         self.method.finish_epoch()
@@ -210,17 +201,18 @@ class Trainer:
         order = generator(self.config.seed, self.task, epoch)
         return self.data.batches(self.settings, order, self.device)
 
-    def _step(self, batch: Batch) -> dict[str, Tensor]:
+    def _step(self, batch: Batch) -> Terms:
         with autocast(self.settings.precision, self.device):
             terms = self.method.loss(batch)
+            loss = total(terms)
         self.optimizer.zero_grad(set_to_none=True)
-        terms["total"].backward()
+        loss.backward()
         distributed.average_gradients(self.weights)
         nn.utils.clip_grad_norm_(self.weights, self.settings.clip_norm)
         self.optimizer.step()
         self.schedule.step()
         self.method.finish_step()
-        return {name: value.detach() for name, value in terms.items()}
+        return terms
 
 
 @torch.no_grad()
@@ -249,57 +241,3 @@ class _BestEpoch:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.epoch, self.score, self.kept = state["epoch"], state["score"], state["kept"]
-
-
-class LossCurve:
-    """The loss curve as CSV: a row a step, with a column a term."""
-
-    def __init__(self, path: Path, task: int) -> None:
-        self.path, self.task = path, task
-        self.step = 0
-        self.pending: list[tuple[int, int, dict[str, Tensor], float]] = []
-
-    def __enter__(self) -> LossCurve:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.unlink(missing_ok=True)  # it may be a link into DVC's cache, which must stay as it is
-        self.stream = self.path.open("w", newline="", encoding="utf-8")
-        self.writer = csv.writer(self.stream, lineterminator="\n")
-        self.writer.writerow(CURVE_COLUMNS)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-
-    def text(self) -> str:
-        """What has been written so far."""
-        self.stream.flush()
-        return self.path.read_text(encoding="utf-8")
-
-    def take_up(self, text: str) -> None:
-        """Continue a curve that an interrupted training began."""
-        self.stream.seek(0)
-        self.stream.truncate()
-        self.stream.write(text)
-        self.step = len(text.splitlines()) - 1
-
-    def add(self, epoch: int, terms: dict[str, Tensor], rate: float) -> None:
-        """Note one step's terms, still on the device."""
-        self.step += 1
-        self.pending.append((self.step, epoch, terms, rate))
-
-    def flush(self, epoch: int) -> float:
-        """Write the noted steps and return the last total; a loss that is not finite ends the stage."""
-        total = math.nan
-        for step, at, terms, rate in self.pending:
-            values = {name: float(value) for name, value in terms.items()}
-            total = values["total"]
-            if not math.isfinite(total):
-                raise UserError(
-                    f"task {self.task}, step {step} (epoch {at}): the loss is {total}; last good epoch: {epoch - 1}. "
-                    "Lower train.lr_first or train.lr_later, or set train.precision=fp32"
-                )
-            cells = [f"{values[name]:.6f}" if name in values else "" for name in TERMS]
-            self.writer.writerow([self.task, step, at, *cells, f"{rate:.3e}"])
-        self.stream.flush()
-        self.pending.clear()
-        return total

@@ -19,7 +19,7 @@ from structalign.data.archive import read_member
 from structalign.data.clips import Clip, read_manifest
 from structalign.data.datasets import actnet, local, msrvtt
 from structalign.data.datasets.common import list_files, video_root
-from structalign.data.split import read_task
+from structalign.data.tasks import read_task
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_json
 from structalign.util.log import configure

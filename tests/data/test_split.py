@@ -18,17 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from structalign.data.clips import Clip
-from structalign.data.datasets.published_splits import entries, read_benchmark, require_published
-from structalign.data.split import (
-    TaskSplit,
-    few_shot_split,
-    joint,
-    published_split,
-    read_missing,
-    read_published,
-    read_task,
-    write_task,
-)
+from structalign.data.datasets.published_splits import entries, read_benchmark, read_published, require_published
+from structalign.data.split import few_shot_split, published_split, read_missing
+from structalign.data.tasks import TaskSplit, read_task, write_task
 from structalign.util.errors import UserError
 from tests.helpers.errors import refused
 from tests.helpers.split_files import Runs, clips_of, dump, published
@@ -129,14 +121,6 @@ def test_a_video_in_train_and_test_is_refused() -> None:
     shared = [replace(clip, video="one.mp4") if clip.id in ("train-0-0", "test-0-0") else clip for clip in clips]
     with pytest.raises(UserError, match=r"one\.mp4 is in train and in test"):
         few_shot_split(shared, 1, 5, 0)
-
-
-def test_joint_training_comes_first_and_tests_stay() -> None:
-    splits = few_shot_split(clips_of(6), 3, 2, 0)
-    together = joint(splits)
-    assert ids(together[0])[0] == set.union(*(ids(split)[0] for split in splits))
-    assert [split.train for split in together[1:]] == [[], []]
-    assert [split.test for split in together] == [split.test for split in splits]
 
 
 # Files of tasks

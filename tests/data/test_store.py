@@ -9,7 +9,8 @@ import pytest
 
 from structalign.config.schema import FramesConfig
 from structalign.data.clips import Clip
-from structalign.data.frames import FrameStore, extract
+from structalign.data.frames import extract
+from structalign.data.store import FrameStore
 from structalign.training.resume import fingerprint
 from structalign.util.files import fresh_dir
 from tests.helpers import params

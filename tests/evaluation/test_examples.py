@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from structalign.data.frames import FrameStore
-from structalign.data.split import Sample
+from structalign.data.store import FrameStore
+from structalign.data.tasks import Sample
 from structalign.evaluation import examples
 from structalign.evaluation.examples import Followed, Moment, choose, follow, illustrate, kind_of
 from structalign.evaluation.metrics import ranks

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from structalign.losses import contrastive as losses
 from structalign.losses.etf import simplex_etf
+from structalign.methods.base import Term, total
 
 SCALE = 1.3
 B, L, N, D, C, P = 4, 3, 2, 5, 6, 3
@@ -257,15 +258,13 @@ def test_pooling_without_words_gives_zeros() -> None:
 def test_adaptive_weight_is_a_share_of_the_base_without_gradient() -> None:
     base = torch.tensor(8.0, requires_grad=True)
     etf = torch.tensor(2.0, requires_grad=True)
-    total = losses.total(base, etf, None, 0.1, 0.5, True)
-    assert float(total.detach()) == pytest.approx(8 * 1.1)
-    total.backward()
+    loss = total({"base": Term(base), "etf": Term(etf, 0.1 * losses.adaptive_factor(base, etf))})
+    assert float(loss.detach()) == pytest.approx(8 * 1.1)
+    loss.backward()
     assert float(base.grad) == pytest.approx(1)  # the factor has no gradient
     assert float(etf.grad) == pytest.approx(0.1 * 8 / 2)
 
 
-def test_plain_weights_and_missing_terms() -> None:
-    base, etf, pseudo = (torch.tensor(value) for value in (8.0, 2.0, 3.0))
-    assert float(losses.total(base, etf, pseudo, 0.1, 0.5, False)) == pytest.approx(8 + 0.2 + 1.5)
-    assert float(losses.total(base, None, None, 0.1, 0.5, True)) == 8
-    assert float(losses.total(base, torch.tensor(0.0), None, 0.1, 0.5, True)) == 8
+def test_an_adaptive_term_of_zero_adds_nothing() -> None:
+    base, etf = torch.tensor(8.0), torch.tensor(0.0)
+    assert float(total({"base": Term(base), "etf": Term(etf, losses.adaptive_factor(base, etf))})) == 8

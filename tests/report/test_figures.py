@@ -60,7 +60,11 @@ def samples(num_classes: int = 4, width: int = 8) -> dict[str, Any]:
 def every_figure() -> dict[str, Figure]:
     sample = samples()
     prototypes = dict(enumerate(np.eye(8)[:4]))
-    loss = [{"task": 1 + step // 5, "global_step": step, "total": 2.0, "scl": 1.0} for step in range(10)]
+    loss = [
+        {"task": 1 + step // 5, "global_step": step, "term": term, "value": 2.0, "weighted": 1.0}
+        for step in range(10)
+        for term in ("total", "scl")
+    ]
     geometry = [
         {"after": after, "modality": modality, "measure": measure, "value": 1 / after}
         for after in (1, 2)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from structalign.config.schema import FramesConfig
 from structalign.data.clips import Clip
-from structalign.data.frames import FrameStore, extract
-from structalign.data.split import Sample
+from structalign.data.frames import extract
+from structalign.data.store import FrameStore
+from structalign.data.tasks import Sample
 from structalign.training import loader
 from structalign.training.loader import TrainingSet, load_clips, train_pixels
 from structalign.util import distributed

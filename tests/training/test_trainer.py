@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from structalign.config.schema import Config
-from structalign.data.split import Sample
+from structalign.data.tasks import Sample
 from structalign.evaluation.evaluate import rank, recall_within_task
 from structalign.losses.memory import PrototypeMemory
-from structalign.methods.base import AdapterMethod, Batch, Method
-from structalign.methods.registry import CLASSES, build_method, method_class
+from structalign.methods.base import AdapterMethod, Batch, Method, Term, Terms
+from structalign.methods.base.discover import build_method, method_class, method_names
 from structalign.methods.structalign import StructAlign
 from structalign.model.clip import CLIP_LOG_SCALE, ClipInfo, save_clip, text_tower
 from structalign.model.retriever import Retriever
@@ -32,8 +32,9 @@ from structalign.retrieval.encode import encode_videos
 from structalign.retrieval.gallery import TaskGallery
 from structalign.training.learner import Learner
 from structalign.training.loader import TrainingSet
+from structalign.training.loss_curve import LossCurve
 from structalign.training.resume import ResumeFile
-from structalign.training.trainer import LossCurve, Trainer, learning_rate_factor
+from structalign.training.trainer import Trainer, learning_rate_factor
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.errors import UserError
 from structalign.util.machine import available_cores
@@ -48,7 +49,7 @@ MODEL = {
 }
 COLOURS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200), "white": (230, 230, 230)}
 RATES = ("lr_first", "lr_later", "lr_scalars")
-TRAINED = sorted(set(CLASSES) - {"zeroshot"})
+TRAINED = sorted(set(method_names()) - {"zeroshot"})
 
 
 class Memory:
@@ -108,8 +109,13 @@ def weights_of(method: Method) -> dict[str, Tensor]:
 
 
 def curve_of(path: Path) -> list[dict[str, str]]:
+    """A loss curve with a row for each step: its task, step, lr and the value of each of its terms."""
+    steps: dict[tuple[str, str], dict[str, str]] = {}
     with path.open() as stream:
-        return list(csv.DictReader(stream))
+        for row in csv.DictReader(stream):
+            facts = {key: row[key] for key in ("task", "step", "epoch", "lr")}
+            steps.setdefault((row["task"], row["step"]), facts)[row["term"]] = row["value"]
+    return list(steps.values())
 
 
 def evaluate(method: Method, data: TrainingSet, task: int) -> dict[str, float]:
@@ -148,7 +154,7 @@ def test_terms_of_structalign_come_and_go_with_their_weights(tmp_path: Path) -> 
     assert method.teacher is None
     Trainer(method, data, config, 2).run(tmp_path / "loss.csv")
     rows = curve_of(tmp_path / "loss.csv")
-    assert all(row["total"] == row["scl"] and not row["crp"] and not row["etf"] for row in rows)
+    assert all(row["total"] == row["scl"] and row.keys().isdisjoint({"crp", "etf"}) for row in rows)
     assert method.state().keys() == {"classes", "counts", "text_means", "text_radii", "video_means", "video_radii"}
 
 
@@ -176,8 +182,8 @@ def test_pseudo_pairs_can_be_left_out_of_each_term(tmp_path: Path, monkeypatch: 
         drawn[weight, joining] = len(calls)
         assert method.needs_features(1, 2) == bool(weight or joining)
     assert drawn[0.0, False] == 0
-    assert {bool(row["pseudo"]) for (weight, _), row in terms.items() if weight} == {True}
-    assert {bool(row["pseudo"]) for (weight, _), row in terms.items() if not weight} == {False}
+    assert {("pseudo" in row) for (weight, _), row in terms.items() if weight} == {True}
+    assert {("pseudo" in row) for (weight, _), row in terms.items() if not weight} == {False}
     for weight in (0.5, 0.0):  # the pairs' own distance from their prototypes comes on top
         assert float(terms[weight, True]["etf"]) > float(terms[weight, False]["etf"]) + 0.5
 
@@ -229,13 +235,13 @@ def test_zscl_judges_and_keeps_the_mean(tmp_path: Path) -> None:
 class Plain(AdapterMethod):
     """Contrastive training on global features, written out."""
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> Terms:
         _, _, text = self.retriever.encode_text(batch.tokens, self.task)
         _, video = self.retriever.encode_video(batch.pixels)
         logits = math.exp(CLIP_LOG_SCALE) * normalize(video, dim=-1) @ normalize(text, dim=-1).T
         pairs = torch.arange(len(logits))
         scl = cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)
-        return {"scl": scl, "total": scl}
+        return {"scl": Term(scl)}
 
 
 def test_stablefusion_without_its_cross_task_loss_is_plain_contrastive_training(tmp_path: Path) -> None:
@@ -250,8 +256,8 @@ def test_stablefusion_without_its_cross_task_loss_is_plain_contrastive_training(
         trained[name] = weights_of(method)
     torch.testing.assert_close(trained["without"], trained["plain"], atol=1e-5, rtol=1e-4)
     assert any((trained["with"][key] - weight).abs().max() > 1e-3 for key, weight in trained["plain"].items())
-    assert all(row["total"] == row["scl"] and not row["cross"] for row in curve_of(tmp_path / "without.csv"))
-    assert all(row["cross"] for row in curve_of(tmp_path / "with.csv"))
+    assert all(row["total"] == row["scl"] and "cross" not in row for row in curve_of(tmp_path / "without.csv"))
+    assert all(float(row["cross"]) for row in curve_of(tmp_path / "with.csv"))
 
 
 def test_zero_shot_is_untouched_clip() -> None:

@@ -1,7 +1,9 @@
 """The interface of a continual-learning method: what trains, what it adds to the loss, what it carries along.
 
-A method is one module with one subclass of `Method` and one YAML file in `conf/method/`. How it scores at test
-time is a parameter (`similarity.alpha`), so that all methods are ranked by the same code.
+A method is one file in `structalign/methods/` with one subclass of `Method`; `method.name` is the file's name. It
+builds on `structalign.methods.base` alone, so that editing one method retrains no other. A file in `conf/method/` is
+needed only if the method has parameter values of its own. How a method scores at test time is a parameter
+(`similarity.alpha`), so the same code ranks for all methods.
 """
 
 from __future__ import annotations
@@ -13,55 +15,13 @@ import torch
 from torch import Tensor
 
 from structalign.config.schema import Config
+from structalign.losses.contrastive import contrastive
+from structalign.methods.base.batch import Batch, joint_text, joint_video
+from structalign.methods.base.terms import Terms
 from structalign.model.retriever import Retriever
 from structalign.retrieval.gallery import TaskGallery
-from structalign.util import distributed
 
 Teacher = Literal["previous", "initial"]
-
-
-@dataclass
-class Batch:
-    """B pairs of a video and a caption; only pixels are cut into shares where several devices train.
-
-    Attributes
-    ----------
-    pixels : Tensor, shape (V, N, 3, H, W), uint8
-        Frames of this rank's share of the videos; V = B on a single device, unless videos are shared.
-    tokens : Tensor, shape (B, L), int64
-        Caption tokens.
-    category : Tensor, shape (B,), int64
-        Global category ids.
-    video : Tensor, shape (B,), int64
-        Which training video each pair shows; equal numbers are the same video.
-    row : Tensor, shape (B,), int64, optional
-        Which of the encoded videos each pair shows, where pairs of one video share its features.
-    """
-
-    pixels: Tensor
-    tokens: Tensor
-    category: Tensor
-    video: Tensor
-    row: Tensor | None = None
-
-
-def joint_video(model: Retriever, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Encode this rank's share of the batch's videos and gather all: frames (B, N, D), global_ (B, D)."""
-    frames, global_ = model.encode_video(batch.pixels)
-    if distributed.world_size() == 1 and batch.row is None:
-        return frames, global_
-    frames = distributed.gather(frames)
-    frames = frames[: len(batch.video)] if batch.row is None else frames[batch.row]  # [B,N,D]
-    return frames, frames.mean(dim=1)
-
-
-def joint_text(model: Retriever, tokens: Tensor, task: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode this rank's share of texts (B, L) and gather all: words (B, L, D), mask (B, L), global_ (B, D)."""
-    if distributed.world_size() == 1:
-        return model.encode_text(tokens, task)
-    words, _, global_ = model.encode_text(tokens[distributed.shard_indices(len(tokens))], task)
-    words, global_ = (distributed.gather(part)[: len(tokens)] for part in (words, global_))
-    return words, model.word_mask(tokens), global_
 
 
 @dataclass
@@ -99,6 +59,10 @@ class Method:
     """False: there is nothing to optimise, and tasks only grow the gallery."""
     trains_clip: ClassVar[bool] = False
     """True: all of CLIP trains, and checkpoints hold all of it."""
+    needs_galleries: ClassVar[bool] = False
+    """True: training reads the stored galleries of earlier tasks."""
+    needs_all_tasks: ClassVar[bool] = False
+    """True: task 1 trains on the data of all tasks, and later tasks train on nothing."""
 
     def __init__(self, config: Config, retriever: Retriever, num_categories: int) -> None:
         self.config = config
@@ -139,12 +103,19 @@ class Method:
         """
         return None
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute the terms of the loss by name; `total` is the one to minimise.
+    def loss(self, batch: Batch) -> Terms:
+        """Compute the terms of the loss; training minimises their weighted sum.
 
-        Features come from `joint_video` and `joint_text`, and nothing else in it may differ between ranks.
+        Features come from `joint_video` and `joint_text`. Nothing else in the loss may differ between ranks.
         """
         raise TypeError(f"{type(self).__name__} has nothing to train")
+
+    def contrast(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Contrast the batch's global features: the loss (), text (B, D) and video (B, D)."""
+        _, _, text = joint_text(self.retriever, batch.tokens, self.task)
+        _, video = joint_video(self.retriever, batch)
+        scl = contrastive(text, video, self.retriever.log_scale, self.config.loss.same_video, batch.video)
+        return scl, text, video
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters in groups for the optimizer, each with its name and learning rate."""
@@ -174,18 +145,3 @@ class Method:
     def align(self, text: Tensor, video: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Map pooled features (M, D) to where they meet class prototypes (C, D); None without prototypes."""
         return None
-
-
-class AdapterMethod(Method):
-    """A method that trains adapters, with separate rates for attention and for scalars."""
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """One rate in task 1; from task 2 on, one for attention adapters and one for scalars and prototypes."""
-        train = self.config.train
-        attention, scalars = self.retriever.parameter_groups()
-        first = self.task == 1
-        groups = [
-            {"name": "attention", "params": attention, "lr": train.lr_first if first else train.lr_later},
-            {"name": "scalars", "params": scalars, "lr": train.lr_first if first else train.lr_scalars},
-        ]
-        return [group for group in groups if group["params"]]
