@@ -34,11 +34,11 @@ compare: $(READY)
 
 # Break a small chain in 33 ways and see it recover; no drill starts after 20 minutes
 drill: $(READY)
-	nice python -m benchmarks.drill --output docs/drill.md
+	nice python -m tests.faults.drill --output docs/drill.md
 
 # The same chain three times by force: the same bytes?
 repeat: $(READY)
-	nice python -m benchmarks.repeat --output docs/repeat.md
+	nice python -m tests.faults.repeat --output docs/repeat.md
 
 lint: $(READY)
 	ruff check .

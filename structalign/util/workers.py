@@ -2,7 +2,7 @@
 
 Each process has a pipe of its own, a thread here that waits for it, and one job at a time. The pools of the standard
 library, loky and pebble let all processes share a pipe: one that is killed while it holds it leaves everybody waiting
-for ever. benchmarks/workers.py counts how often.
+for ever. benchmarks/README.md says how often.
 """
 
 from __future__ import annotations

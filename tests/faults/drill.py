@@ -1,6 +1,6 @@
 """The fault drill: break a small chain in 33 ways under DVC, and see it end as if nothing had happened.
 
-    python -m benchmarks.drill --output docs/drill.md        # or: make drill
+    python -m tests.faults.drill --output docs/drill.md        # or: make drill
 
 Processes are killed with SIGKILL after a share of their CPU time that is drawn from `--seed`, disks fill up, outputs
 and DVC's cache are damaged, workers run out of memory. After each fault `dvc repro` runs again, at most three times:
@@ -27,8 +27,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.chain import STAGES, Project, Repro, machine
 from structalign.util.files import atomic_write_text
+from tests.faults.chain import STAGES, Project, Repro, machine
 
 SPARE = 40 << 20
 """Bytes that "free some space" gives a full disk."""
@@ -215,7 +215,7 @@ class Fault:
         elif re.search(r"disk (is )?full|No space left", advice):
             used = int(subprocess.check_output(["du", "-s", "-B1", self.project.folder]).split()[0])
             self._remount(used + SPARE + (60 << 20))
-        elif "structalign.cli.repair" in advice:
+        elif "structalign repair" in advice:
             self.project.call(sys.executable, "-m", "structalign", "repair")
 
 

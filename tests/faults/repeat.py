@@ -1,6 +1,6 @@
 """Run a small chain with `dvc repro --force` three times and compare what it writes, byte for byte.
 
-    python -m benchmarks.repeat --output docs/repeat.md      # or: make repeat
+    python -m tests.faults.repeat --output docs/repeat.md      # or: make repeat
 
 The first two runs are alike; the third decodes and loads with one worker instead of two. Exit status 1 if a file that
 has to be the same differs.
@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.chain import MEASURED, Project, machine
 from structalign.util.files import atomic_write_text
+from tests.faults.chain import MEASURED, Project, machine
 
 RUNS = {"first": "machine.workers=2", "again": "machine.workers=2", "one worker": "machine.workers=1"}
 

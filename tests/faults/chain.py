@@ -134,9 +134,8 @@ class Project:
         paths = sorted(path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file())
         hashes = {str(path.relative_to(self.folder)): _sha256(path.read_bytes()) for path in paths}
         numbers = json.loads((self.folder / "metrics/summary.json").read_text())
-        for key in MEASURED:
-            numbers.pop(key)
-        return hashes | {"metrics/summary.json": _sha256(json.dumps(numbers).encode())}
+        settled = {key: value for key, value in numbers.items() if key not in MEASURED}
+        return hashes | {"metrics/summary.json": _sha256(json.dumps(settled).encode())}
 
 
 def _sha256(content: bytes) -> str:
