@@ -58,5 +58,5 @@ def test_no_call_can_run_data(path: Path) -> None:
         "pickle.load(stream)",
     ],
 )
-def test_the_search_finds_what_it_is_for(text: str) -> None:
+def test_the_check_finds_every_forbidden_call(text: str) -> None:
     assert complaints(text)

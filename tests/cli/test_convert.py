@@ -57,7 +57,7 @@ def test_stages_load_the_converted_model(
         torch.testing.assert_close(row[marked], expected[: int(marked.sum())], atol=1e-4, rtol=0)
 
 
-def test_the_frame_s_projections_are_kept(golden: dict[str, Tensor], tmp_path: Path) -> None:
+def test_etf_projections_are_kept(golden: dict[str, Tensor], tmp_path: Path) -> None:
     assert convert(tmp_path, golden, "--task", "1").returncode == 0
     memory = Checkpoint.load(tmp_path / "models/task-01").memory
     assert torch.equal(memory["video_proj"], 2 * torch.eye(16))

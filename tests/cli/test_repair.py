@@ -45,7 +45,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("outputs")
-def test_nothing_damaged_nothing_deleted() -> None:
+def test_whole_outputs_are_kept() -> None:
     assert mend(CACHE) == []
 
 

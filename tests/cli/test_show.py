@@ -41,7 +41,7 @@ def test_an_experiment_is_compared_with_the_commit_above_it() -> None:
     assert [line.split()[-1] for line in rows if "  a " in line or "  b " in line] == ["1.50", "K=4"]
 
 
-def test_a_leaked_test_set_a_failure_and_many_changes_are_said() -> None:
+def test_a_leaked_test_set_a_failure_and_many_changes_are_shown() -> None:
     leaked = printed(BASE, experiment("a", select="best_on_test"))
     assert any("WARNING: epoch picked on the test set" in line for line in leaked)
     assert any("failed; K=4" in line for line in printed(BASE, experiment("a", State="Failed", r1="", K="4")))

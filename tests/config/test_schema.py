@@ -119,7 +119,7 @@ def test_a_value_that_is_not_allowed_is_named(tmp_path: Path, key: str, value: o
     ],
     ids=["broken", "words alone", "empty", "not UTF-8", "a Python object", "no file"],
 )
-def test_a_file_that_holds_no_parameters(here: Path, content: bytes | None, said: str) -> None:
+def test_a_file_without_parameters_is_refused(here: Path, content: bytes | None, said: str) -> None:
     if content is not None:
         (here / "params.yaml").write_bytes(content)
     with refused(said):

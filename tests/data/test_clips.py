@@ -46,7 +46,7 @@ def test_round_trip(
     assert path.read_bytes() == first
 
 
-def test_a_clip_that_exists_is_a_valid_one() -> None:
+def test_invalid_clips_cannot_be_made() -> None:
     """What a manifest may not hold cannot be made in memory either."""
     for changes in (
         {"id": "a/b"},
@@ -120,7 +120,7 @@ def test_a_bad_line_is_named(line: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("content", "said"), [(None, "no such file"), (b"", "no clip"), ('{"id": "süß"}'.encode("latin-1"), "UTF-8")]
 )
-def test_a_manifest_that_is_none(here: Path, content: bytes | None, said: str) -> None:
+def test_a_missing_or_unreadable_manifest_is_refused(here: Path, content: bytes | None, said: str) -> None:
     if content is not None:
         (here / "manifest.jsonl").write_bytes(content)
     with refused(said):

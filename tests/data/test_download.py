@@ -107,7 +107,7 @@ def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old_one(server: Ser
 
 
 @pytest.mark.parametrize(("etag", "ranges"), [(None, True), ('"one"', False)])
-def test_where_nothing_vouches_for_the_part_it_starts_again(
+def test_without_an_etag_or_ranges_a_download_starts_again(
     server: Server, tmp_path: Path, etag: str | None, ranges: bool
 ) -> None:
     server.etag, server.ranges = etag, ranges
@@ -136,7 +136,7 @@ def test_busy_servers_are_asked_again_missing_files_are_not(server: Server, tmp_
     assert not (tmp_path / "other.bin").exists()
 
 
-def test_a_server_that_asks_for_hours_is_not_obeyed(
+def test_a_server_cannot_ask_for_a_wait_of_hours(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BUSY", 0)
@@ -144,7 +144,7 @@ def test_a_server_that_asks_for_hours_is_not_obeyed(
     assert fetch(f"{server.url}/file.bin", tmp_path / "file.bin").read_bytes() == CONTENT
 
 
-def test_nobody_answers(server: Server, tmp_path: Path) -> None:
+def test_an_unreachable_server_is_one_clear_line(server: Server, tmp_path: Path) -> None:
     server.close()
     with pytest.raises(UserError, match="cannot be fetched"):
         fetch(f"{server.url}/file.bin", tmp_path / "file.bin")
@@ -156,7 +156,7 @@ def test_a_finished_file_with_another_checksum_is_fetched_again(server: Server, 
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
-def test_no_room_is_said_before_anything_is_written(
+def test_a_full_disk_is_reported_before_anything_is_written(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = module.shutil.disk_usage(tmp_path)._replace(free=1000)

@@ -164,7 +164,7 @@ def test_one_frame_and_fewer_than_asked(tmp_path: Path) -> None:
     assert numbers(read(write_video(tmp_path / "two.mp4", counted(2)), 5)) == [0, 0, 1, 1, 1]
 
 
-def test_an_end_after_the_end_is_the_end(tmp_path: Path) -> None:
+def test_an_end_beyond_the_video_is_its_end(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", counted(24))
     assert numbers(read(path, 3, 0.5, 90)) == sample_indices(12, 24, 3)
 
@@ -399,7 +399,7 @@ def test_the_second_decoder_gives_the_same_frames(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("left", [False, True])
-def test_want_of_memory_is_not_the_clips_fault_where_there_is_none(
+def test_a_decoder_short_of_memory_does_not_blame_the_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: bool
 ) -> None:
     path = write_video(tmp_path / "a.mp4", counted(4))
@@ -544,7 +544,7 @@ def test_all_undecodable_clips_are_listed_at_once(clips: list[Clip], videos: Pat
     assert not list(tmp_path.glob("*frames*"))
 
 
-def test_allowed_ones_are_left_out_and_noted(clips: list[Clip], videos: Path, tmp_path: Path) -> None:
+def test_allowed_missing_clips_are_left_out_and_noted(clips: list[Clip], videos: Path, tmp_path: Path) -> None:
     store = pack([*clips, clip("bad", "none.mp4")], videos, tmp_path / "frames", allow_missing=1)
     noted = json.loads((tmp_path / "frames/missing.json").read_text())
     assert noted == [{"clip": "bad", "video": "none.mp4", "reason": "no such file"}]

@@ -39,7 +39,7 @@ def download(content: str | bytes = HEADER + ROW, **changes: Any) -> list[Clip]:
         ((HEADER + ROW).encode("utf-16"), r"csv:1: byte 0xff is not UTF-8"),
     ],
 )
-def test_a_table_that_is_none(content: str | bytes, said: str) -> None:
+def test_a_table_without_the_right_columns_is_refused(content: str | bytes, said: str) -> None:
     with refused(said, leaves=GIVEN):
         download(content)
 
@@ -74,7 +74,7 @@ def test_a_table_that_is_none(content: str | bytes, said: str) -> None:
         ((ROW + "b.mp4,,,c,süß,train").encode("latin-1"), r"csv:3: byte 0xfc is not UTF-8"),
     ],
 )
-def test_a_row_that_is_wrong_is_named(rows: str | bytes, said: str) -> None:
+def test_a_bad_row_is_named(rows: str | bytes, said: str) -> None:
     content = HEADER.encode() + (rows if isinstance(rows, bytes) else rows.encode())
     with refused(said, leaves=GIVEN):
         download(content)
@@ -89,7 +89,7 @@ def test_a_row_that_is_wrong_is_named(rows: str | bytes, said: str) -> None:
         ({"videos": "none"}, r"data\.videos = none: no such folder"),
     ],
 )
-def test_files_that_are_not_there(changes: dict[str, Any], said: str) -> None:
+def test_missing_files_are_named(changes: dict[str, Any], said: str) -> None:
     with refused(said, leaves=GIVEN):
         download(**changes)
 

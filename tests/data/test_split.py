@@ -335,13 +335,13 @@ def test_contradictions_in_a_published_split(here: Path, change: Callable[[dict]
         (5, 0, r"split.shots = 0"),
     ],
 )
-def test_a_draw_that_does_not_work_out(num_tasks: int, shots: int, said: str) -> None:
+def test_impossible_draws_are_refused(num_tasks: int, shots: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
         few_shot_split(clips_of(10), num_tasks, shots, seed=0, order="given")
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"task": 1}', '{"task": "one"}'])
-def test_a_task_file_that_is_none(here: Path, content: str | None) -> None:
+def test_a_damaged_task_file_is_refused(here: Path, content: str | None) -> None:
     if content is not None:
         (here / "task-01.json").write_text(content)
     with refused("no such file" if content is None else r"task-01\.json: not a task"):
@@ -349,7 +349,7 @@ def test_a_task_file_that_is_none(here: Path, content: str | None) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{}x", '["a"]', '[{"video": "a"}]', "3"])
-def test_a_list_of_missing_clips_that_is_none(here: Path, content: str) -> None:
+def test_a_damaged_list_of_missing_clips_is_refused(here: Path, content: str) -> None:
     (here / "missing.json").write_text(content)
     with refused(r"missing\.json"):
         read_missing("missing.json", clips_of(1))

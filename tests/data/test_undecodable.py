@@ -52,7 +52,9 @@ PLAYLIST = "#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n"
         *("no stream", "unknown codec", "two sizes"),
     ],
 )
-def test_what_is_no_video(tmp_path: Path, name: str, write: Callable[[Path], object], said: str) -> None:
+def test_files_that_are_not_videos_are_refused(
+    tmp_path: Path, name: str, write: Callable[[Path], object], said: str
+) -> None:
     write(tmp_path / name)
     with pytest.raises(UndecodableError, match=said) as caught:
         read(tmp_path / name)

@@ -20,7 +20,7 @@ def test_which_tasks_answer() -> None:
     ("after", "compare", "says"),
     [(0, None, "--after 0: tasks go from 1 to 5"), (None, "1,9", "--compare 1,9"), (None, "1,x", "such as 1,5")],
 )
-def test_a_task_that_is_none_is_named(after: int | None, compare: str | None, says: str) -> None:
+def test_an_unknown_task_is_named(after: int | None, compare: str | None, says: str) -> None:
     with pytest.raises(UserError, match=says):
         parse_tasks(after, compare, 5)
 

@@ -103,7 +103,7 @@ def test_bare_weights_in_other_formats(
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors", "npz"])
-def test_file_that_is_no_checkpoint(tmp_path: Path, ending: str) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"model.{ending}"
     with pytest.raises(UserError, match=r"no such file"):
         read_released(path)

@@ -156,7 +156,7 @@ def test_geometry_of_equal_means_is_finite() -> None:
     assert all(math.isfinite(value) for value in geometry(torch.ones(4, 6)).values())
 
 
-def test_geometry_refuses_what_has_none() -> None:
+def test_geometry_needs_two_finite_means() -> None:
     with pytest.raises(UserError, match="at least 2"):
         geometry(torch.ones(1, 6))
     broken = torch.ones(4, 6)

@@ -87,7 +87,7 @@ def test_header_says_which_run_it_is() -> None:
     assert "Warning" not in text
 
 
-def test_what_stands_against_the_numbers_is_said() -> None:
+def test_warnings_about_the_numbers_are_shown() -> None:
     task = {"task": 1, "categories": 2, "queries": 10, "videos": 10, "missing": 4}
     page = Page(render(run_with(examples(), select="best_on_test", tasks=[task]), {}))
     assert len(page.of_class("warning")) == 2
@@ -118,7 +118,7 @@ def test_nothing_comes_from_elsewhere() -> None:
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
 
 
-def test_figures_stand_in_their_order_and_only_those_that_there_are() -> None:
+def test_figures_are_listed_in_order_and_missing_ones_left_out() -> None:
     page = Page(render(run_with(examples()), {"drift": b"2", "recall_by_task": b"1", "unknown": b"3"}))
     sources = [attributes["src"] for tag, attributes in page.elements if tag == "img"][-2:]
     assert sources == ["data:image/png;base64,MQ==", "data:image/png;base64,Mg=="]

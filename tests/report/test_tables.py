@@ -236,7 +236,7 @@ def test_one_task_with_everything_is_drawn(tmp_path: Path) -> None:
     assert "gram" not in drawn  # one class has no angles
 
 
-def test_picking_on_the_test_set_is_said_everywhere(tmp_path: Path) -> None:
+def test_selection_on_the_test_set_is_reported_everywhere(tmp_path: Path) -> None:
     run = read_run(write_gallery(tmp_path, select="best_on_test"))
     assert summary(run)["warning"] == "epoch picked on the test set"
     for name, figure in stage.draw(run):

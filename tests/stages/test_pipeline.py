@@ -90,7 +90,7 @@ def test_outputs_are_tracked_by_dvc_and_invisible_to_git(project: Project) -> No
     assert set(changed[1::2]) <= {"dvc.lock", "metrics/summary.json", "metrics/"}
 
 
-def test_nothing_to_do_runs_nothing(project: Project) -> None:
+def test_an_unchanged_chain_runs_nothing(project: Project) -> None:
     assert project.ran(project.run("dvc", "repro")) == set()
 
 

@@ -24,7 +24,7 @@ SMALL = {
 @pytest.mark.parametrize(
     ("method", "said"), [("lwf", "written by method 'lwf'"), ("structalign", "checkpoint of another model")]
 )
-def test_a_checkpoint_of_another_training(here: Path, method: str, said: str) -> None:
+def test_a_checkpoint_of_another_training_is_refused(here: Path, method: str, said: str) -> None:
     (here / "models/clip").mkdir(parents=True)
     save_clip(CLIP(**SMALL), ClipInfo("small", SMALL, [0.5] * 3, [0.5] * 3), here / "models/clip")
     checkpoint = Checkpoint(1, method, weights={"scale": torch.ones(3)})

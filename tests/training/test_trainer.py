@@ -316,7 +316,7 @@ def test_a_loss_curve_that_is_linked_into_dvcs_cache_is_left_as_it_is(tmp_path: 
     assert (tmp_path / "loss.csv").read_text().startswith("task,step")
 
 
-def test_no_expert_is_frozen_where_that_is_not_wanted(tmp_path: Path) -> None:
+def test_experts_stay_free_if_freezing_is_off(tmp_path: Path) -> None:
     config = config_for("moe_adapter", train={"epochs": 1, "freeze_experts": False})
     method, data = start(config, 1)
     Trainer(method, data, config, 1).run(tmp_path / "loss.csv")
@@ -380,7 +380,7 @@ def test_damaged_resume_file_starts_afresh(tmp_path: Path, monkeypatch: pytest.M
     "error",
     [OSError(errno.EMFILE, "Too many open files"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
 )
-def test_what_is_the_machines_fault_costs_no_resume_file(
+def test_errors_of_the_machine_keep_the_resume_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object, **__: object) -> None:

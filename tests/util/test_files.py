@@ -118,7 +118,7 @@ def test_checkpoint_comes_back_bit_for_bit_and_same_bytes(tmp_path: Path) -> Non
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
-def test_a_disk_that_is_full_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither safetensors nor torch raises OSError by itself."""
 
     def full(*_: object) -> None:
@@ -179,9 +179,7 @@ def test_temporary_copies_of_dvc_share_the_projects_resume_files(
         assert user_path("~/videos") == Path.home() / "videos"
 
 
-def test_states_of_trainings_that_nobody_took_up_are_deleted_one_day(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_resume_files_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     states = [ResumeFile(name) for name in ("old", "young", "new")]
     assert states[2].load() is None

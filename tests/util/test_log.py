@@ -77,5 +77,5 @@ def test_help_names_what_dvc_declares(name: str) -> None:
     assert "stages/" not in text
 
 
-def test_help_of_what_is_no_stage_stays_as_it_is() -> None:
+def test_help_of_other_commands_is_unchanged() -> None:
     assert describe_io("search") == ""

@@ -24,7 +24,7 @@ def test_results_come_in_the_order_of_jobs(workers: int, count: int) -> None:
     assert list(parallel_map(faults.double, range(count), workers)) == [2 * number for number in range(count)]
 
 
-def test_what_a_job_raises_is_raised_here() -> None:
+def test_errors_of_a_job_are_raised_in_the_caller() -> None:
     results = parallel_map(faults.refuse, range(10), 2)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(EOFError, match=r"^three") as error:
@@ -39,7 +39,7 @@ def test_what_a_job_raises_is_raised_here() -> None:
         (faults.give_what_cannot_travel, Exception, r"(?i)pickle"),
     ],
 )
-def test_what_cannot_travel_is_an_error_and_not_a_dead_process(
+def test_an_unpicklable_result_is_an_error_and_not_a_dead_process(
     job: Callable[[int], object], kind: type[Exception], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
@@ -75,7 +75,7 @@ def test_a_dead_process_costs_its_job_alone() -> None:
     ]
 
 
-def test_a_job_without_end_is_given_up() -> None:
+def test_a_job_that_hangs_is_given_up() -> None:
     begin = time.monotonic()
     results = list(parallel_map(faults.sleep, [0, 600, 0, 0.1], 2, timeout=20))
     assert results == [0, JobFailed(None), 0, 0.1]
@@ -115,7 +115,7 @@ def test_a_process_killed_at_any_moment_stops_nothing(seed: int) -> None:
     assert all(result in (faults.large(number), *lost) for number, result in enumerate(results))
 
 
-def test_processes_end_with_a_caller_that_wants_no_more() -> None:
+def test_processes_end_when_the_caller_stops_early() -> None:
     results: Iterator[object] = parallel_map(faults.large, range(300), 2)
     next(results)
     family = workers_of_this_process()
