@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: setup repro test lint format show compare drill repeat
+.PHONY: setup repro test test-fast lint format show compare drill repeat
 
 setup: $(READY)
 
@@ -21,6 +21,10 @@ repro: $(READY)
 
 test: $(READY)
 	pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+# Without the tests that train, start processes or encode many videos: less than a minute
+test-fast: $(READY)
+	pytest -n 2 --dist loadfile -m "not slow"
 
 show: $(READY)
 	@python -m structalign show

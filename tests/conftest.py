@@ -11,6 +11,9 @@ import pytest
 
 from tests.helpers.checkout import ROOT, is_state
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Tests run side by side; threads of their own would slow all of them. Set before anything imports torch."""
+
 opened: list[Path] = []
 """Paths of the work tree's state that were opened since the last test."""
 

@@ -17,6 +17,8 @@ from structalign.training.learner import Learner
 from structalign.util.checkpoint import Checkpoint
 from tests.helpers.params import ROOT, config
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = ROOT / "tests/golden/released-small.npz"
 META = json.loads(str(np.load(GOLDEN)["meta"]))
 SETTINGS = [

@@ -14,6 +14,8 @@ from torch import Tensor
 from structalign.model.released import Released, convert, read_released
 from structalign.util.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 RELEASED = Path(__file__).with_name("released-small.npz")
 
 

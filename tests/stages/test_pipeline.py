@@ -14,6 +14,8 @@ import yaml
 
 from tests.helpers.checkout import copy_checkout
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "data.categories=4",
     "data.train_videos=4",

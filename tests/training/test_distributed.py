@@ -29,6 +29,8 @@ from structalign.util.errors import UserError
 from tests.helpers import rank_faults
 from tests.training.test_trainer import TRAINED, config_for, curve_of, start, weights_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -16,6 +16,8 @@ from structalign.util.checkpoint import load_tensors
 from tests.helpers import loss_curve
 from tests.helpers.loss_curve import COMMITTED, ROOT
 
+pytestmark = pytest.mark.slow
+
 REGENERATE = "results changed; if they were meant to: python -m tests.helpers.loss_curve"
 
 

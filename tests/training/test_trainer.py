@@ -42,6 +42,8 @@ from structalign.util.seeding import use_arithmetic, use_deterministic
 from tests.helpers.params import ROOT, params
 from tests.helpers.split_files import Runs
 
+pytestmark = pytest.mark.slow
+
 MODEL = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
