@@ -618,7 +618,7 @@ def test_a_video_that_crashes_a_decoder_is_named_like_any_other_bad_one(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frames, "_decode_one", worker_faults.crash_on_a_bad_video)
-    monkeypatch.setattr(frames, "PATIENCE", 30.0)
+    monkeypatch.setattr(frames, "PATIENCE", 12.0)
     clips = [clip(name, f"{name}.mp4") for name in ("crashes", "hangs", *(f"{number}" for number in range(6)))]
     store = pack(clips, videos, tmp_path / "frames", workers=2, allow_missing=2)
     assert store.missing == ["crashes", "hangs"]
