@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -37,13 +40,16 @@ class Clip:
     video : str
         Path of the video within `datasets.common.video_root(config)`, with `/` between its parts.
     start, end : float or None
-        Seconds from the video's start; None: from its beginning, to its end.
+        Seconds from the video's start; None: from its beginning, to its end. An end that is not after the start is
+        not refused here, but counts as a clip that cannot be decoded (`frames.allow_missing`).
     category : str
         What the clip shows; tasks are sets of categories.
     split : {"train", "test"}
         Which side the clip is on.
     captions : tuple of str
-        At least one, none of them blank.
+        At least one, each with something to read.
+    origin : str
+        Where the user said so, as `file:line`; empty for data sets of others.
 
     Raises
     ------
@@ -58,6 +64,7 @@ class Clip:
     category: str
     split: Literal["train", "test"]
     captions: tuple[str, ...]
+    origin: str = ""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -76,10 +83,10 @@ class Clip:
             raise UserError(f"{where}: the category is empty")
         if not self.captions:
             raise UserError(f"{where}: has no caption; every clip needs at least one")
-        if not all(caption.strip() for caption in self.captions):
-            raise UserError(f"{where}: has an empty caption")
         if not all(_encodable(text) for text in (self.category, *self.captions)):
             raise UserError(f"{where}: category or caption holds half a character (a lone surrogate)")
+        if blank := [caption for caption in self.captions if not is_readable(caption)]:
+            raise UserError(f"{where}: has a caption without a word: {blank[0]!r}")
 
 
 def check_relative(path: str, where: str) -> None:
@@ -110,8 +117,24 @@ def _check_times(start: float | None, end: float | None, where: str) -> None:
     for name, seconds in (("start", start), ("end", end)):
         if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
             raise UserError(f"{where}: {name} = {seconds}: must be a number of seconds, 0 or more")
-    if end is not None and (start or 0.0) >= end:
-        raise UserError(f"{where}: start = {start or 0.0} must be less than end = {end}")
+
+
+def is_readable(caption: str) -> bool:
+    """Whether anything is left of a caption once CLIP's tokenizer has taken HTML's entities for what they mean."""
+    text = html.unescape(html.unescape(caption))
+    return any(unicodedata.category(character)[0] not in "ZC" for character in text)
+
+
+def overlap(one: Clip, other: Clip) -> bool:
+    """Whether two clips show the same moment of one video."""
+    if one.video != other.video:
+        return False
+    (start, end), (begin, stop) = ((clip.start or 0.0, _end(clip)) for clip in (one, other))
+    return start < stop and begin < end
+
+
+def _end(clip: Clip) -> float:
+    return math.inf if clip.end is None else clip.end
 
 
 def _encodable(text: str) -> bool:
@@ -133,7 +156,14 @@ def write_manifest(clips: Iterable[Clip], path: str | Path) -> None:
     clips = list(clips)
     for _, problem in _conflicts(clips):
         raise UserError(f"{path}: {problem}")
-    atomic_write_text(path, "".join(json.dumps(asdict(clip), ensure_ascii=False) + "\n" for clip in clips))
+    atomic_write_text(path, "".join(_line(clip) for clip in clips))
+
+
+def _line(clip: Clip) -> str:
+    values = asdict(clip)
+    if not clip.origin:
+        del values["origin"]
+    return json.dumps(values, ensure_ascii=False) + "\n"
 
 
 def read_manifest(path: str | Path) -> list[Clip]:
@@ -142,8 +172,8 @@ def read_manifest(path: str | Path) -> list[Clip]:
     Raises
     ------
     UserError
-        Where the file is missing, empty or not JSON lines, a clip is not valid, an id occurs twice, or a
-        video is in train and in test. The message names file and line.
+        If the file is missing, empty or not JSON lines, a clip is not valid, an id occurs twice, or train and test
+        share moments of a video. The message names file and line.
     """
     path = Path(path)
     adapter = TypeAdapter(Clip)
@@ -174,7 +204,7 @@ def read_manifest(path: str | Path) -> list[Clip]:
 def _conflicts(clips: list[Clip]) -> Iterator[tuple[int, str]]:
     """Yield each clip (by index) that cannot stand beside the clips before it, and why."""
     sides: dict[str, str] = {}
-    videos: dict[str, str] = {}
+    of_video: dict[str, list[Clip]] = defaultdict(list)
     if not clips:
         yield 0, "holds no clip"
     for index, clip in enumerate(clips):
@@ -182,8 +212,11 @@ def _conflicts(clips: list[Clip]) -> Iterator[tuple[int, str]]:
             yield index, f"clip {clip.id} is in train and in test; it may be in one of them only"
         elif clip.id in sides:
             yield index, f"clip {clip.id} occurs twice; ids must be unique"
-        elif videos.setdefault(clip.video, clip.split) != clip.split:
-            yield index, f"video {clip.video} is in train and in test (clip {clip.id}); choose one of them"
+        for other in of_video[clip.video]:
+            if other.split != clip.split and overlap(clip, other):
+                problem = f"clips {other.id} ({other.split}) and {clip.id} ({clip.split}) show the same moments"
+                yield index, f"{problem} of video {clip.video}; choose one side, or segments that do not overlap"
+        of_video[clip.video].append(clip)
         sides[clip.id] = clip.split
 
 

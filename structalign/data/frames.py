@@ -89,8 +89,9 @@ def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig,
         with closing(results), _ShardWriter(folder, frames.shard_mb * 2**20) as shards:
             for clip, result in zip(clips, results, strict=True):
                 if isinstance(result, str):
-                    log.warning(f"{clip.id} ({clip.video}): {result}")
-                    missing.append(Missing(clip.id, clip.video, result))
+                    reason = f"{result}, {clip.origin}" if clip.origin else result
+                    log.warning(f"{clip.id} ({clip.video}): {reason}")
+                    missing.append(Missing(clip.id, clip.video, reason))
                 else:
                     images, size, about = result
                     shards.add(clip.id, images, size)

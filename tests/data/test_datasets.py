@@ -291,10 +291,10 @@ def test_actnet_real_annotations(shared: Path, here: Path) -> None:
 # The user's own
 
 
-def read(here: Path, content: str | bytes, *names: str) -> list[Clip]:
+def read(here: Path, content: str | bytes) -> list[Clip]:
     path = here / "clips.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return local.read_csv(path, folder_of(here, *names))
+    return local.read_csv(path)
 
 
 def test_local_through_both_stages(here: Path, capsys: pytest.CaptureFixture) -> None:
@@ -304,20 +304,33 @@ def test_local_through_both_stages(here: Path, capsys: pytest.CaptureFixture) ->
     config = config_for(data, num_tasks=1, split={"shots": 1})
     stages.download.main(config)
     assert read_manifest("data/raw/local/manifest.jsonl") == [
-        Clip("a", "a.mp4", None, None, "sport", "train", ("she runs", "a run")),
-        Clip("b_1-2.5", "b.mp4", 1.0, 2.5, "sport", "test", ("he jumps",)),
+        Clip("a", "a.mp4", None, None, "sport", "train", ("she runs", "a run"), "clips.csv:2"),
+        Clip("b_1-2.5", "b.mp4", 1.0, 2.5, "sport", "test", ("he jumps",), "clips.csv:4"),
     ]
     atomic_write_json("data/frames/missing.json", [])
     stages.split.main(config)
     assert [sample.clip for sample in read_task("data/split/task-01.json").test] == ["b_1-2.5"]
 
 
+def test_local_what_is_missing_or_empty_counts_against_what_is_allowed(here: Path) -> None:
+    rows = ["a.mp4,,,c,x,train", "b.mp4,5,5,c,x,test", "c,,,c,x,test", "a.mp4,4,2,c,y,train", "b.mp4,,,c,z,test"]
+    (here / "clips.csv").write_text(HEADER + "\n".join(rows))
+    data = {"name": "local", "protocol": "fewshot", "csv": "clips.csv"}
+    data["videos"] = str(folder_of(here, "a.mp4", "b.mp4", "c.webm"))
+    with pytest.raises(UserError) as error:
+        stages.download.main(config_for(data, 1, split={"shots": 1}, frames={"allow_missing": 2}))
+    assert "1 of 5 videos are missing: c (clips.csv:4; is c.webm meant?); " in str(error.value)
+    assert "2 of 5 segments have no length: clips.csv:3 (5 to 5 s), clips.csv:5 (4 to 2 s)" in str(error.value)
+    stages.download.main(config_for(data, 1, split={"shots": 1}, frames={"allow_missing": 3}))
+    assert len(read_manifest("data/raw/local/manifest.jsonl")) == 5
+
+
 def test_local_names_stay_apart(here: Path) -> None:
     names = ["a b.mp4", "a_b.mp4", "a/b.mp4", "a_b.mkv", "-x.mp4", "über.mp4", "A_B.mov", "x" * 150 + ".mp4"]
     rows = [f"{name},{start},,c,x,train" for name in names for start in ("", "1", "1.5", "1.500001")]
-    clips = read(here, HEADER + "\n".join(rows), *names)
+    clips = read(here, HEADER + "\n".join(rows))
     assert len({clip.id.lower() for clip in clips}) == len(clips) == 4 * len(names)
-    again = read(here, HEADER + "\n".join(reversed(rows)), *names)
+    again = read(here, HEADER + "\n".join(reversed(rows)))
     assert {(clip.id, clip.video, clip.start) for clip in clips} == {
         (clip.id, clip.video, clip.start) for clip in again
     }

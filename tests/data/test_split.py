@@ -116,13 +116,6 @@ def test_a_video_in_two_tasks_is_refused(side: str) -> None:
     few_shot_split(shared, 1, 5, 0, order="given")
 
 
-def test_a_video_in_train_and_test_is_refused() -> None:
-    clips = clips_of(2)
-    shared = [replace(clip, video="one.mp4") if clip.id in ("train-0-0", "test-0-0") else clip for clip in clips]
-    with pytest.raises(UserError, match=r"one\.mp4 is in train and in test"):
-        few_shot_split(shared, 1, 5, 0)
-
-
 # Files of tasks
 
 

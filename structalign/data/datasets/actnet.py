@@ -58,7 +58,7 @@ def prepare(config: Config, target: Path) -> list[Clip]:
         clips.append(Clip(video, path, start, end, category, side, (caption,)))  # type: ignore[arg-type]
     present = set(videos.values())
     missing = [clip.id for clip in clips if clip.video not in present]
-    require_videos(missing, len(clips), str(folder), config.frames.allow_missing)
+    require_videos(missing, len(clips), str(folder), config.frames.allow_missing, clips)
     write_fingerprints(folder, present & {clip.video for clip in clips}, target / "videos.json")
     keep_splits(paths, target)
     return clips

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from structalign.data.clips import raw_folder
+from structalign.data.clips import Clip, raw_folder
 from structalign.data.download import fetch, is_url
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_json, atomic_write_text, user_path
@@ -167,8 +167,8 @@ def by_id(paths: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def require_videos(missing: list[str], annotated: int, where: str, allowed: int) -> None:
-    """Refuse a data set that lacks more annotated videos than may be left out.
+def require_videos(missing: list[str], annotated: int, where: str, allowed: int, clips: Sequence[Clip] = ()) -> None:
+    """Refuse a data set that lacks more annotated videos, or parts of videos, than may be left out.
 
     Parameters
     ----------
@@ -180,6 +180,8 @@ def require_videos(missing: list[str], annotated: int, where: str, allowed: int)
         Where they were looked for.
     allowed : int
         `frames.allow_missing`. Within it the clips stay annotated, and `frames` lists them as left out.
+    clips : sequence of Clip
+        Those whose segment has no length count as missing.
 
     Raises
     ------
@@ -187,15 +189,29 @@ def require_videos(missing: list[str], annotated: int, where: str, allowed: int)
         The message names ten of them.
     """
     names = user_path(MISSING_LIST)
-    if not missing:
+    empty = [
+        f"{clip.origin or clip.id} ({clip.start or 0:g} to {clip.end:g} s)"
+        for clip in clips
+        if clip.end is not None and clip.end <= (clip.start or 0)
+    ]
+    if not missing and not empty:
         names.unlink(missing_ok=True)
         return
-    atomic_write_text(names, "".join(f"{name}\n" for name in missing))
-    more = f" and {len(missing) - 10} more, all listed in {MISSING_LIST}" if len(missing) > 10 else ""
-    message = f"{where}: {len(missing)} of {annotated} videos are missing: {', '.join(missing[:10])}{more}"
-    if len(missing) > allowed:
-        raise UserError(f"{message}; add them, or raise frames.allow_missing = {allowed}")
+    atomic_write_text(names, "".join(f"{name}\n" for name in [*missing, *empty]))
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} of {annotated} videos are missing: {_ten(missing)}")
+    if empty:
+        problems.append(f"{len(empty)} of {annotated} segments have no length: {_ten(empty)}")
+    message = f"{where}: {'; '.join(problems)}"
+    if len(missing) + len(empty) > allowed:
+        raise UserError(f"{message}; mend them, or raise frames.allow_missing = {allowed}")
     log.warning(f"{message}; left out, as frames.allow_missing = {allowed} allows")
+
+
+def _ten(names: list[str]) -> str:
+    more = f" and {len(names) - 10} more, all listed in {MISSING_LIST}" if len(names) > 10 else ""
+    return f"{', '.join(names[:10])}{more}"
 
 
 def write_fingerprints(folder: Path, paths: Iterable[str], target: Path) -> None:

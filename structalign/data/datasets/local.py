@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from structalign.config.schema import Config, LocalData
-from structalign.data.clips import Clip, check_relative
-from structalign.data.datasets.common import list_videos, user_folder, write_fingerprints
+from structalign.data.clips import Clip, check_relative, is_readable
+from structalign.data.datasets.common import list_videos, require_videos, user_folder, write_fingerprints
 from structalign.util.errors import UserError
 from structalign.util.files import user_path
 from structalign.util.log import log
@@ -54,15 +54,24 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     folder = user_folder(data.videos, "data.videos")
     if not data.csv:
         raise UserError(f"data.csv is not set: name a CSV with the columns {', '.join(COLUMNS)}")
-    clips = read_csv(user_path(data.csv), folder)
-    used = {clip.video for clip in clips}
-    if unused := [path for path in list_videos(folder) if path not in used]:
+    clips = read_csv(user_path(data.csv))
+    videos, used = list_videos(folder), {clip.video for clip in clips}
+    if unused := [path for path in videos if path not in used]:
         log.warning(f"{len(unused)} videos in {folder} have no caption and are left out, for one {unused[0]}")
-    write_fingerprints(folder, used, target / "videos.json")
+    require_videos(_missing(clips, videos), len(clips), str(folder), config.frames.allow_missing, clips)
+    write_fingerprints(folder, used & set(videos), target / "videos.json")
     return clips
 
 
-def read_csv(path: Path, folder: Path) -> list[Clip]:
+def _missing(clips: list[Clip], videos: list[str]) -> list[str]:
+    """Name the videos that are not there, each with the line that asks for it and the file that may be meant."""
+    present, stems = set(videos), {str(PurePosixPath(path).with_suffix("")): path for path in videos}
+    lacking = {clip.video: clip.origin for clip in reversed(clips) if clip.video not in present}
+    hints = {video: f"; is {stems[video]} meant?" if video in stems else "" for video in lacking}
+    return [f"{video} ({lacking[video]}{hints[video]})" for video in reversed(lacking)]
+
+
+def read_csv(path: Path) -> list[Clip]:
     """Read a table of clips.
 
     Parameters
@@ -70,9 +79,6 @@ def read_csv(path: Path, folder: Path) -> list[Clip]:
     path : Path
         A CSV in UTF-8 with the columns of `COLUMNS`, in any order. Rows with the same video, start and end are
         captions of one clip. Start and end are seconds; empty: from the beginning, to the end.
-    folder : Path
-        Where the videos are.
-
     Returns
     -------
     list of Clip
@@ -84,15 +90,11 @@ def read_csv(path: Path, folder: Path) -> list[Clip]:
         The message names file and line.
     """
     entries: dict[Key, _Entry] = {}
-    sides: dict[str, tuple[str, str]] = {}
     repeated = 0
     for where, row in _rows(path):
-        key = _key(row, folder, where)
+        key = _key(row, where)
         entry = entries.setdefault(key, _Entry(where, row["category"], row["split"]))
         _check_agreement(entry, row, where)
-        side, earlier = sides.setdefault(row["video"], (row["split"], where))
-        if side != row["split"]:
-            raise UserError(f"{where}: video {row['video']} is in {row['split']}, and in {side} at {earlier}")
         if row["caption"] in entry.captions:
             repeated += 1
         else:
@@ -155,19 +157,19 @@ def _check_columns(names: list[str], path: Path) -> None:
             raise UserError(f"{path}:1: lacks the column {name}; the columns are {', '.join(COLUMNS)}")
 
 
-def _key(row: dict[str, str], folder: Path, where: str) -> Key:
+def _key(row: dict[str, str], where: str) -> Key:
     """Check a row by itself and return what tells its clip from others."""
     if not row["video"]:
         raise UserError(f"{where}: a caption without a video")
     if not row["caption"]:
         raise UserError(f"{where}: video {row['video']} without a caption")
+    if not is_readable(row["caption"]):
+        raise UserError(f"{where}: video {row['video']} has a caption without a word: {row['caption']!r}")
     if not row["category"]:
         raise UserError(f"{where}: the category is empty")
     if row["split"] not in ("train", "test"):
         raise UserError(f"{where}: split = {row['split']!r}: must be train or test")
     check_relative(row["video"], where)
-    if not (folder / row["video"]).is_file():
-        raise UserError(f"{where}: video {row['video']} is not in {folder}")
     # "./a.mp4" and "a.mp4" are one video.
     row["video"] = str(PurePosixPath(row["video"]))
     return row["video"], _seconds(row["start"], "start", where), _seconds(row["end"], "end", where)
@@ -209,6 +211,7 @@ def _seconds_name(seconds: float | None) -> str:
 
 def _clip(name: str, key: Key, entry: _Entry) -> Clip:
     try:
-        return Clip(name, *key, entry.category, entry.split, tuple(entry.captions))  # type: ignore[arg-type]
+        origin = str(entry.where).rpartition("/")[2]
+        return Clip(name, *key, entry.category, entry.split, tuple(entry.captions), origin)  # type: ignore[arg-type]
     except UserError as error:
         raise UserError(f"{entry.where}: {error}") from None
