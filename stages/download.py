@@ -16,7 +16,7 @@ from structalign.util.log import log
 def main(config: Config) -> None:
     """Write `data/raw/<name>/`: the manifest, and what the data set itself consists of."""
     if config.data.protocol == "published":
-        require_published(config.K, config.data.splits)
+        require_published(config.K, config.data.published_tasks)
     with fresh_dir(raw_folder(config)) as folder:
         clips = prepare(config, folder)
         write_manifest(clips, folder / MANIFEST)
@@ -31,11 +31,7 @@ def main(config: Config) -> None:
 def prepare(config: Config, folder: Path) -> list[Clip]:
     """Fill the raw folder of a data set and list its clips."""
     # Each data set is a module of its own name, of which only the chosen one is a dependency of this stage.
-    module = import_module(f"structalign.data.datasets.{config.data.name}")
-    if config.data.name == "shapes":
-        sizes = config.data.model_dump(exclude={"name", "protocol"})
-        return module.generate(folder, seed=config.seed, workers=config.machine.num_workers, **sizes)
-    return module.prepare(config, folder)
+    return import_module(f"structalign.data.datasets.{config.data.name}").prepare(config, folder)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main(config: Config) -> None:
 def divide(config: Config, clips: list[Clip], missing: list[str]) -> list[TaskSplit]:
     """Split as `data.protocol` says."""
     if config.data.protocol == "published":
-        require_published(config.K, config.data.splits)
+        require_published(config.K, config.data.published_tasks)
         return published_split(read_published(split_file(raw_folder(config), config.K)), clips, missing)
     return few_shot_split(clips, config.K, config.split.shots, config.seed, config.split.order, missing)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 LIBRARY = Path(__file__).resolve().parents[1]
 
@@ -16,7 +17,7 @@ def module_names(folder: str) -> list[str]:
     return sorted(path.stem for path in (LIBRARY / folder).glob("*.py") if path.stem not in SHARED)
 
 
-def one_of(names: list[str], name: str) -> str:
+def one_of(names: list[str], name: Any) -> str:
     """Return `name` if it is one of `names`.
 
     Raises
@@ -25,6 +26,6 @@ def one_of(names: list[str], name: str) -> str:
         If it is not; the message lists the names, the most similar one first.
     """
     if name not in names:
-        similar = get_close_matches(name, names, n=1)
+        similar = get_close_matches(str(name), names, n=1)
         raise ValueError(f"must be one of {', '.join(similar + [other for other in names if other not in similar])}")
     return name

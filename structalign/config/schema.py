@@ -6,90 +6,20 @@ A bad value raises one `UserError` that names the key, the value and what is all
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from structalign.config.discovery import module_names, one_of
+from structalign.config.section import Auto, Count, DataSection, Fraction, Positive, Rate, Section, Weight
 from structalign.util.errors import UserError
 from structalign.util.machine import available_cores
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Auto = Literal["auto"]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-
-class Source(_Section):
-    """One file to obtain: from a URL, or from a path on this machine (then nothing is fetched)."""
-
-    source: str | Annotated[list[str], Field(min_length=1)]
-    """`https://...` or a local path, or a list of mirrors that are tried in turn."""
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """Checksum the file must have; null where the publisher gives none."""
-
-
-class ShapesData(_Section):
-    """The built-in benchmark: generated videos, nothing to fetch."""
-
-    name: Literal["shapes"]
-    protocol: Literal["fewshot"]
-    categories: Annotated[int, Field(ge=1, le=20)]
-    train_videos: Positive
-    """Training videos per category."""
-    test_videos: Positive
-    """Test videos per category."""
-
-
-class MsrvttData(_Section):
-    """MSR-VTT with the CTVR benchmark's splits."""
-
-    name: Literal["msrvtt"]
-    protocol: Literal["published", "fewshot"]
-    archive: Source
-    """The videos: the zip archive that the benchmark names, or a local folder or zip archive."""
-    annotations: Source | None
-    """MSR-VTT's own annotation file; null takes it from the archive. The archive's also serves if a URL fails."""
-    splits: dict[int, Source]
-    """Published split file for each K it was published for."""
-    test_captions: Source
-
-
-class ActnetData(_Section):
-    """ActivityNet Captions with the CTVR benchmark's splits; the videos are the user's."""
-
-    name: Literal["actnet"]
-    protocol: Literal["published", "fewshot"]
-    videos: str | None
-    """Folder of the ActivityNet videos on this machine."""
-    splits: dict[int, Source]
-    train_captions: Source
-    test_captions: Source
-
-
-class LocalData(_Section):
-    """Any folder of videos and one CSV that says what is in them."""
-
-    name: Literal["local"]
-    protocol: Literal["fewshot"]
-    videos: str | None
-    """Folder of videos."""
-    csv: str | None
-    """CSV with the columns video, start, end, category, caption, split."""
-
-
-Data = Annotated[ShapesData | MsrvttData | ActnetData | LocalData, Field(discriminator="name")]
-
-
-class FramesConfig(_Section):
+class FramesConfig(Section):
     """How clips become stored frames."""
 
     num_frames: Positive
@@ -104,7 +34,7 @@ class FramesConfig(_Section):
     """How many clips may be left out because they cannot be decoded."""
 
 
-class SplitConfig(_Section):
+class SplitConfig(Section):
     """How categories become tasks (protocol `fewshot`; `published` reads both from the split file)."""
 
     shots: Positive
@@ -113,7 +43,7 @@ class SplitConfig(_Section):
     """Order in which categories become tasks."""
 
 
-class BackboneConfig(_Section):
+class BackboneConfig(Section):
     """The CLIP that everything starts from."""
 
     architecture: str
@@ -126,7 +56,7 @@ class BackboneConfig(_Section):
     """Training steps of the tiny CLIP."""
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Adapters (METHOD.md, section 2)."""
 
     vision_adapter: Literal["frame_fusion", "lora", "moe", "none"]
@@ -153,7 +83,7 @@ class ModelConfig(_Section):
         return self
 
 
-class SimilarityConfig(_Section):
+class SimilarityConfig(Section):
     """The score that ranks videos for a query (METHOD.md, section 3)."""
 
     pooling: Literal["max", "soft"]
@@ -161,7 +91,7 @@ class SimilarityConfig(_Section):
     """Share of the word-frame score in the ranking; the rest is the global cosine."""
 
 
-class EtfConfig(_Section):
+class EtfConfig(Section):
     """The simplex equiangular tight frame (METHOD.md, section 4)."""
 
     construction: Literal["exact", "random"]
@@ -171,7 +101,7 @@ class EtfConfig(_Section):
     """Whether the linear maps P_t and P_v train; the released code leaves them at their random start."""
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """Weights and forms of the training losses (METHOD.md, section 4). A term of weight 0 costs nothing."""
 
     etf_weight: Weight
@@ -195,7 +125,7 @@ class LossConfig(_Section):
     """What two captions of one video are to each other within a batch, in every contrastive term of any method."""
 
 
-class MethodConfig(_Section):
+class MethodConfig(Section):
     """Which continual-learning method runs (METHOD.md, section 7)."""
 
     name: str
@@ -207,7 +137,7 @@ class MethodConfig(_Section):
         return one_of(module_names("methods"), name)
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Optimisation (METHOD.md, section 4)."""
 
     epochs: Positive
@@ -256,7 +186,7 @@ class TrainConfig(_Section):
     always do."""
 
 
-class EvaluateConfig(_Section):
+class EvaluateConfig(Section):
     """Encoding and ranking of the test videos."""
 
     batch_size: Positive
@@ -279,7 +209,7 @@ class EvaluateConfig(_Section):
         return self
 
 
-class MachineConfig(_Section):
+class MachineConfig(Section):
     """How this machine is used. No stage runs again when it changes: workers change no result, another kind of device
     changes last bits, and precision where `train.precision` is auto."""
 
@@ -294,14 +224,14 @@ class MachineConfig(_Section):
         return available_cores() if self.workers == "auto" else self.workers
 
 
-class TaskEntry(_Section):
+class TaskEntry(Section):
     """One row of the schedule that `dvc.yaml` iterates over."""
 
     id: Positive
     previous: str
 
 
-class Config(_Section):
+class Config(Section):
     """All of `params.yaml`."""
 
     about: str
@@ -315,7 +245,7 @@ class Config(_Section):
     auto: one per core, so that machines of different sizes differ."""
     tasks: dict[str, TaskEntry]
     last: str
-    data: Data
+    data: SerializeAsAny[DataSection]
     frames: FramesConfig
     split: SplitConfig
     backbone: BackboneConfig
@@ -362,18 +292,35 @@ class Config(_Section):
     @classmethod
     def parse(cls, values: dict[str, Any], where: str = "params") -> Config:
         """Check values that are already in memory; `where` names their origin in error messages."""
+        data, problems = _parse_data(values.get("data"))
         try:
-            return cls.model_validate(values)
+            config = cls.model_validate({**values, "data": data})
         except ValidationError as error:
-            problems = "; ".join(_describe(item) for item in error.errors())
-            raise UserError(f"{where}: {problems}") from None
+            problems += [_describe(item) for item in error.errors()]
+        if problems:
+            raise UserError(f"{where}: {'; '.join(problems)}") from None
+        return config
 
 
-def _describe(error: Any) -> str:
+def _parse_data(values: Any) -> tuple[DataSection, list[str]]:
+    """Check the section `data` by the data set that it names; return it and what is wrong with it."""
+    placeholder = DataSection(name="", protocol="fewshot")
+    if not isinstance(values, dict):
+        return placeholder, ["data: missing" if values is None else f"data = {values!r}: must hold keys and values"]
+    try:
+        name = one_of(module_names("data/datasets"), values.get("name"))
+    except ValueError as error:
+        return placeholder, [f"data.name = {values.get('name')!r}: {error}"]
+    try:
+        section = import_module(f"structalign.data.datasets.{name}").DataConfig.model_validate(values)
+    except ValidationError as error:
+        return placeholder, [_describe(item, "data") for item in error.errors()]
+    return section, []
+
+
+def _describe(error: Any, section: str = "") -> str:
     """One problem as `key = value: what would be right`."""
-    tags = ("shapes", "msrvtt", "actnet", "local")
-    # A tagged union adds the tag to the location: data.shapes.categories is data.categories to the user.
-    location = [str(part) for index, part in enumerate(error["loc"]) if not (index == 1 and part in tags)]
+    location = ([section] if section else []) + [str(part) for part in error["loc"]]
     key = ".".join(part for part in location if part not in ("constrained-int", "literal['auto']", "literal['all']"))
     kind, message = error["type"], error["msg"]
     if kind == "extra_forbidden":
@@ -382,7 +329,4 @@ def _describe(error: Any) -> str:
         return f"{key}: missing"
     if kind == "value_error":
         return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
-    if kind.startswith("union_tag"):
-        given = error["input"].get("name") if isinstance(error["input"], dict) else error["input"]
-        return f"data.name = {given!r}: must be one of {', '.join(tags)}"
     return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from structalign.config.schema import Source
+from structalign.config.section import Source
 from structalign.data import download as module
 from structalign.data.datasets import common as sources
 from structalign.data.download import fetch

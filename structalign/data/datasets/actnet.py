@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from structalign.config.schema import ActnetData, Config
+from structalign.config.schema import Config
+from structalign.config.section import DataSection, Source
 from structalign.data.clips import Clip
 from structalign.data.datasets.common import (
     by_id,
@@ -18,6 +19,23 @@ from structalign.data.datasets.common import (
 )
 from structalign.data.datasets.published_splits import keep_splits, read_benchmark
 from structalign.util.errors import UserError
+
+
+class DataConfig(DataSection):
+    """ActivityNet Captions with the CTVR benchmark's splits; the videos are the user's."""
+
+    name: Literal["actnet"]
+    protocol: Literal["published", "fewshot"]
+    videos: str | None
+    """Folder of the ActivityNet videos on this machine."""
+    splits: dict[int, Source]
+    train_captions: Source
+    test_captions: Source
+
+    @property
+    def published_tasks(self) -> list[int]:
+        """Numbers of tasks K that a split was published for."""
+        return list(self.splits)
 
 
 def prepare(config: Config, target: Path) -> list[Clip]:
@@ -41,7 +59,7 @@ def prepare(config: Config, target: Path) -> list[Clip]:
         Where a source is missing or not as published, or a video is not in the folder.
     """
     data = config.data
-    assert isinstance(data, ActnetData)
+    assert isinstance(data, DataConfig)
     folder = user_folder(data.videos, "data.videos")
     paths = {num_tasks: obtain(source) for num_tasks, source in data.splits.items()}
     videos = by_id(list_videos(folder))
@@ -64,7 +82,7 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     return clips
 
 
-def _captions(data: ActnetData) -> dict[str, Any]:
+def _captions(data: DataConfig) -> dict[str, Any]:
     return {"train": data.train_captions, "test": data.test_captions}
 
 

@@ -17,7 +17,8 @@ from structalign.util.files import atomic_write_json, atomic_write_text, user_pa
 from structalign.util.log import log, progress
 
 if TYPE_CHECKING:
-    from structalign.config.schema import Config, Source
+    from structalign.config.schema import Config
+    from structalign.config.section import Source
 
 # Outside what DVC tracks: a download of gigabytes survives a run that fails after it, and serves queued runs as well.
 DOWNLOADS = Path("data/downloads")

@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
-from structalign.config.schema import Config, LocalData
+from structalign.config.schema import Config
+from structalign.config.section import DataSection
 from structalign.data.clips import Clip, check_relative, is_readable
 from structalign.data.datasets.common import list_videos, require_videos, user_folder, write_fingerprints
 from structalign.util.errors import UserError
@@ -22,6 +24,17 @@ COLUMNS = ("video", "start", "end", "category", "caption", "split")
 MAX_FIELD = 1 << 20  # characters of one caption; Python's own limit of 131,072 has an obscure message
 
 Key = tuple[str, float | None, float | None]
+
+
+class DataConfig(DataSection):
+    """Any folder of videos and one CSV that says what is in them."""
+
+    name: Literal["local"]
+    protocol: Literal["fewshot"]
+    videos: str | None
+    """Folder of videos."""
+    csv: str | None
+    """CSV with the columns video, start, end, category, caption, split."""
 
 
 @dataclass
@@ -50,7 +63,7 @@ def prepare(config: Config, target: Path) -> list[Clip]:
         Where the table is not as `read_csv` wants it, or names a video that is not there.
     """
     data = config.data
-    assert isinstance(data, LocalData)
+    assert isinstance(data, DataConfig)
     folder = user_folder(data.videos, "data.videos")
     if not data.csv:
         raise UserError(f"data.csv is not set: name a CSV with the columns {', '.join(COLUMNS)}")

@@ -7,9 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
-from structalign.config.schema import Config, MsrvttData, Source
+from structalign.config.schema import Config
+from structalign.config.section import DataSection, Source
 from structalign.data.archive import members, read_member
 from structalign.data.clips import Clip
 from structalign.data.datasets.common import (
@@ -53,6 +54,25 @@ CATEGORIES = (
 )
 
 
+class DataConfig(DataSection):
+    """MSR-VTT with the CTVR benchmark's splits."""
+
+    name: Literal["msrvtt"]
+    protocol: Literal["published", "fewshot"]
+    archive: Source
+    """The videos: the zip archive that the benchmark names, or a local folder or zip archive."""
+    annotations: Source | None
+    """MSR-VTT's own annotation file; null takes it from the archive. The archive's also serves if a URL fails."""
+    splits: dict[int, Source]
+    """Published split file for each K it was published for."""
+    test_captions: Source
+
+    @property
+    def published_tasks(self) -> list[int]:
+        """Numbers of tasks K that a split was published for."""
+        return list(self.splits)
+
+
 @dataclass
 class Annotations:
     """MSR-VTT's annotation file.
@@ -92,7 +112,7 @@ def prepare(config: Config, target: Path) -> list[Clip]:
         Where a source is missing or not as published, or sources do not fit together.
     """
     data = config.data
-    assert isinstance(data, MsrvttData)
+    assert isinstance(data, DataConfig)
     splits = {num_tasks: obtain(source) for num_tasks, source in data.splits.items()}
     published = read_benchmark(splits, "msrvtt")
     test_captions = read_test_captions(obtain(data.test_captions))

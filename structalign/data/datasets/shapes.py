@@ -14,11 +14,14 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import av
 import numpy as np
+from pydantic import Field
 
+from structalign.config.schema import Config
+from structalign.config.section import DataSection, Positive
 from structalign.data.clips import Clip
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_text
@@ -48,6 +51,18 @@ CAPTIONS = (
     "{world} behind a {motion} {colour} {shape} that has a {core} core",
     "on {world} one sees a {shape}, {colour} with a {core} core, {motion}",
 )
+
+
+class DataConfig(DataSection):
+    """The built-in benchmark: generated videos, nothing to fetch."""
+
+    name: Literal["shapes"]
+    protocol: Literal["fewshot"]
+    categories: Annotated[int, Field(ge=1, le=20)]
+    train_videos: Positive
+    """Training videos per category."""
+    test_videos: Positive
+    """Test videos per category."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +284,12 @@ def encode(images: np.ndarray) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def prepare(config: Config, folder: Path) -> list[Clip]:
+    """Write the videos into the raw folder and list their clips."""
+    sizes = config.data.model_dump(exclude={"name", "protocol"})
+    return generate(folder, seed=config.seed, workers=config.machine.num_workers, **sizes)
 
 
 def generate(root: Path, seed: int, categories: int, train_videos: int, test_videos: int, workers: int) -> list[Clip]:
