@@ -5,14 +5,18 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from stages.run import run
 from structalign.config.schema import Config
 from structalign.data.store import FrameStore
-from structalign.data.tasks import read_task
+from structalign.data.tasks import TaskSplit, read_task
 from structalign.evaluation.diagnostics import diagnose
 from structalign.evaluation.evaluate import rank
 from structalign.evaluation.examples import follow, illustrate
 from structalign.evaluation.record import Record
+from structalign.evaluation.reference import recall_within_own_gallery, reference
+from structalign.model.retriever import Retriever
 from structalign.retrieval.gallery import TaskGallery, copy_galleries, load_galleries, save_index
 from structalign.training.learner import Learner
 from structalign.util.checkpoint import Checkpoint
@@ -35,7 +39,10 @@ def main(config: Config, task: int) -> None:
     record = Record.load(Path(f"metrics/task-{task - 1:02d}"))
     encode = partial(learner.encode_clips, store)
     features = diagnose(record.features, galleries, learner.method, encode, config.evaluate.drift_videos)
-    row = record.add_evaluation(config, split, galleries, ranking, features)
+    references = reference(
+        *_untouched(learner, store, split), split, config.similarity, _next_r1(config, task, learner, store)
+    )
+    row = record.add_evaluation(config, split, galleries, ranking, features, references)
     record.add_training(Path(f"plots/loss/task-{task:02d}.csv"), Path(f"metrics/cost/task-{task:02d}.json"))
 
     record.followed = follow(record.followed, galleries, ranking.scores, config.K, config.seed)
@@ -48,6 +55,21 @@ def main(config: Config, task: int) -> None:
     with fresh_dir(Path(f"metrics/task-{task:02d}")) as folder:
         record.save(folder)
     log.info(f"after task {task}: R@1 {row['r1']:.2f}, R@5 {row['r5']:.2f}, BWF {row['bwf']:.2f}")
+
+
+def _untouched(learner: Learner, store: FrameStore, split: TaskSplit) -> tuple[Retriever, Tensor]:
+    """The untouched CLIP, and its frame features (V, N, D) of the task's test videos."""
+    model = learner.untouched()
+    return model, learner.encode_clips(store, [sample.clip for sample in split.test], model=model)
+
+
+def _next_r1(config: Config, task: int, learner: Learner, store: FrameStore) -> float | None:
+    """R@1 (percent) of the next task within its own gallery, before it is learnt; None after the last task."""
+    if task == config.K:
+        return None
+    split = read_task(Path(f"data/split/task-{task + 1:02d}.json"))
+    frames = learner.encode_clips(store, [sample.clip for sample in split.test])
+    return recall_within_own_gallery(learner.retriever, split, frames, config.similarity, task)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from structalign.config.schema import Config
 from structalign.report import figures
 from structalign.report.page import render
 from structalign.report.published import PUBLISHED_NOTE
-from structalign.report.tables import MODALITIES, TABLES, Run, read_run, summary, to_csv
+from structalign.report.tables import MODALITIES, TABLES, Run, cost_of, read_run, summary, to_csv
+from structalign.util.cost import keep_cost
 from structalign.util.files import atomic_write_json, atomic_write_text, fresh_dir
 from structalign.util.log import log
 
@@ -33,8 +34,12 @@ def main(config: Config) -> None:
         atomic_write_text(PLOTS / f"{name}.csv", to_csv(table(run), columns))
     numbers = summary(run)
     atomic_write_json(METRICS / "summary.json", numbers)
+    cost = cost_of(run)
+    if cost:
+        keep_cost(numbers["training"], cost)
     log.info(
         f"{run.label}: R@1 {numbers['r1']:.2f}, BWF {numbers['bwf']:.2f}"
+        + (f", training {cost['train_seconds']:.0f} s" if "train_seconds" in cost else "")
         + (f" ({run.warning})" if run.warning else "")
     )
 
@@ -60,6 +65,7 @@ def draw(run: Run) -> Iterator[tuple[str, Figure]]:
         "loss": (figures.training_loss, "loss"),
         "drift": (figures.drift, "drift"),
         "collapse": (figures.collapse, "geometry"),
+        "frame": (figures.frame, "frame"),
     }
     drawn |= {name: function(tables[table]) for name, (function, table) in optional.items() if tables[table]}
     if len(tables["published"]) > 1:

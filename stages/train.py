@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from structalign.training.resume import ResumeFile, fingerprint
 from structalign.training.trainer import Cost, Trainer
 from structalign.util import distributed
 from structalign.util.checkpoint import Checkpoint
+from structalign.util.cost import keep_cost, training_id
 from structalign.util.files import atomic_write_json, fresh_dir
 from structalign.util.log import log
 from structalign.util.machine import peak_memory_mb
@@ -55,7 +56,7 @@ def _train(config: Config, task: int) -> None:
     names = previous.categories + [category.name for category in split.categories]
     with fresh_dir(Path(f"models/task-{task:02d}")) as model:
         learner.checkpoint(task, names).save(model)
-    _write_cost(cost, learner.device, Path(f"metrics/cost/task-{task:02d}.json"))
+    _write_cost(cost, learner.device, task, curve)
     resume.remove()
     log.info(f"task {task}: {cost.steps} steps in {cost.seconds:.1f} s")
 
@@ -107,10 +108,15 @@ def _with_all_training_data(config: Config, split: TaskSplit) -> TaskSplit:
     return replace(split, train=samples if split.task == 1 else [])
 
 
-def _write_cost(cost: Cost, device: torch.device, path: Path) -> None:
-    """Time and memory differ from run to run, so they are kept apart from what must be repeatable."""
-    peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_memory_mb()
-    atomic_write_json(path, {**asdict(cost), "seconds": round(cost.seconds, 2), "peak_memory_mb": round(peak, 1)})
+def _write_cost(cost: Cost, device: torch.device, task: int, curve: Path) -> None:
+    """Write what repeats (steps, parameters) for DVC, and what does not (seconds, memory) beside it."""
+    text = curve.read_text(encoding="utf-8")
+    training = training_id(text)
+    facts = {"steps": cost.steps, "trained_parameters": cost.trained_parameters, "training": training}
+    atomic_write_json(Path(f"metrics/cost/task-{task:02d}.json"), facts)
+    if cost.steps:
+        peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_memory_mb()
+        keep_cost(training, {"seconds": round(cost.seconds, 2), "peak_memory_mb": round(peak, 1)})
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from structalign.report import figures
 from structalign.report.compare import comparison_table, named_warnings, to_markdown
 from structalign.report.tables import check_same_data
 from structalign.util.command import errors_in_one_line, parse
+from structalign.util.cost import known_cost
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_text
 from structalign.util.log import log, progress_bar
@@ -196,7 +197,8 @@ def collect(experiments: dict[str, tuple[str, int]]) -> tuple[pd.DataFrame, pd.D
             log.error(f"{name}: failed, no result ({type(error).__name__}: {error}); see `dvc queue logs {name}`")
             continue
         summaries[name] = yaml.safe_load(text)
-        rows.append({"label": label, "seed": seed, "experiment": name, **summaries[name]})
+        cost = known_cost(summaries[name].get("training", ""))
+        rows.append({"label": label, "seed": seed, "experiment": name, **summaries[name], **cost})
         curves.append(curve.assign(label=label, seed=seed))
     if not rows:
         raise UserError("no experiment finished; `dvc queue status` and `dvc queue logs NAME` say why")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from structalign.evaluation.geometry import GEOMETRY
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.files import read_json
@@ -40,7 +41,7 @@ def tensor_table(title: str, tensors: dict[str, Tensor]) -> Table:
 
 
 def geometry_table(folder: Path) -> Table | None:
-    """Tabulate how close class means came to the equiangular tight frame, where the evaluation has measured it."""
+    """Tabulate how close class means came to a simplex frame, if the evaluation has measured it."""
     record = folder.parent.parent / "metrics" / folder.name / "recall.json"
     if not record.exists():
         return None
@@ -48,12 +49,17 @@ def geometry_table(folder: Path) -> Table | None:
     measured = [(row["after"], modality, values) for row in rows for modality, values in row["geometry"].items()]
     if not measured:
         return None
-    table = Table(title="class means against a simplex ETF (0 is ideal)", title_justify="left")
-    names = list(measured[0][2])
-    for column in ("after task", "modality", *names):
+    recorded = set().union(*(values for _, _, values in measured))
+    shown = [measure for measure in GEOMETRY if measure.key in recorded]
+    table = Table(title="class means against a simplex ETF (docs/metrics.md explains the measures)")
+    table.title_justify = "left"
+    for column in ("after task", "modality"):
         table.add_column(column, justify="right")
+    for measure in shown:
+        table.add_column(f"{measure.label}\n{measure.direction}\nideal {measure.ideal:g}", justify="right")
     for after, modality, values in measured:
-        table.add_row(str(after), modality, *(f"{values[name]:.4f}" for name in names))
+        numbers = [f"{values[measure.key]:.4f}" if measure.key in values else "" for measure in shown]
+        table.add_row(str(after), modality, *numbers)
     return table
 
 

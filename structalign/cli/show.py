@@ -20,10 +20,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from structalign.evaluation.metric_table import COST, METRICS
 from structalign.util.command import errors_in_one_line, parse
+from structalign.util.cost import known_cost
 from structalign.util.errors import UserError
 
-METRICS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "bwf": "BWF", "mean_r1": "mean R@1", "train_seconds": "train, s"}
+SHOWN = [metric for metric in METRICS if metric.headline]
+TIME = next(metric for metric in COST if metric.key == "train_seconds")
+
 CHOICES = ("data.name", "method.name", "variant")
 """Parameters that set others, so that they are named first."""
 
@@ -63,11 +67,13 @@ def changes(row: Row, base: Row, keys: Sequence[str]) -> list[str]:
 
 def experiments_table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
     """Tabulate experiments under the commits that they started from."""
-    table = Table(title="experiments (recall in %, BWF in points; changes against the commit above)", box=None)
+    units = "recall in %, forgetting and transfer in points; seconds as measured on this machine"
+    table = Table(title=f"experiments ({units}; changes against the commit above)", box=None)
     table.title_justify = "left"
     table.add_column("experiment", no_wrap=True)
-    for name in METRICS.values():
-        table.add_column(name, justify="right", no_wrap=True)
+    for metric in SHOWN:
+        table.add_column(metric.label.replace(" ", "\n"), justify="right", no_wrap=True)
+    table.add_column(f"{TIME.label},\n{TIME.unit}", justify="right", no_wrap=True)
     table.add_column("changed", overflow="fold")
     base = next((row for row in rows if row["typ"] == "baseline" and row["rev"] != "workspace"), rows[0])
     for row in rows:
@@ -75,7 +81,9 @@ def experiments_table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
         if commit and row["rev"] != "workspace":
             base = row
         name = row["rev"] if commit else f"  {row['Experiment'] or row['rev']}"
-        numbers = [f"{float(row[key]):.2f}" if row.get(key) else "" for key in METRICS]
+        numbers = [f"{float(row[metric.key]):.2f}" if row.get(metric.key) else "" for metric in SHOWN]
+        seconds = known_cost(row.get("training", "")).get(TIME.key)
+        numbers.append("" if seconds is None else f"{seconds:.0f}")
         table.add_row(Text(name, style="bold" if commit else ""), *numbers, Text(_remarks(row, base, keys)))
     return table
 

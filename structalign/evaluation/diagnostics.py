@@ -1,7 +1,7 @@
 """How features move and arrange themselves: class means as stored and as of now, drift, and sample points.
 
-Everything here is for looking at; no result depends on it. The features are those that the prototype memory
-keeps: words (or frames) averaged, then L2-normalised.
+Everything here is for looking at; no result depends on it. Features are pooled as the prototype memory pools them:
+the mean over words (or frames), L2-normalised.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ def class_means(features: Tensor, category: Tensor, classes: Tensor) -> Tensor:
     return (member @ features) / member.sum(dim=1, keepdim=True).clamp_min(1)
 
 
+def class_scatter(features: Tensor, category: Tensor, classes: Tensor, means: Tensor) -> Tensor:
+    """Mean squared distance (C,) of each class's features (M, D) to their mean (C, D)."""
+    distance = (features - means[torch.searchsorted(classes, category)]).square().sum(dim=1)  # [M]
+    member = (category == classes[:, None]).float()  # [C,M]
+    return (member @ distance) / member.sum(dim=1).clamp_min(1)
+
+
 def diagnose(
     previous: dict[str, Tensor],
     galleries: list[TaskGallery],
@@ -48,15 +55,15 @@ def diagnose(
     encode_clips : callable
         Encodes clip ids of a task into frame features (V, N, D) with the present model.
     videos_per_class : int
-        Videos of each class to encode again; 0 leaves the videos' drift out.
+        Videos of each class to encode again; 0 leaves out the drift of videos.
 
     Returns
     -------
     dict of Tensor
-        `classes` (C,); per modality m in text, video: `m/stored` and `m/current` class means (C, D) and
-        `drift/m` (t, C), the cosine between a class's mean when it was learnt and after each task (NaN before);
-        `points/m` and `points/first/m` (M, D) with `points/category`; where the method has prototypes, means and
-        points are projected to them and `prototypes` (C, D) are given.
+        `classes` (C,); per modality m in text, video: `m/stored` and `m/current` class means (C, D), `m/scatter`
+        (C,), and `drift/m` (t, C), the cosine between a class's mean when it was learnt and after each task (NaN
+        before); `points/m` and `points/first/m` (M, D) with `points/m_category`. If the method has prototypes,
+        there are also `prototypes` (C, D) and means `m/aligned` (C, D), and points and scatter are projected.
     """
     with torch.inference_mode():
         text, text_category = _texts(method.retriever, galleries)
@@ -70,7 +77,9 @@ def diagnose(
         }
         result = {"classes": classes}
         result |= _drift("text", previous, classes, means["text"])
+        result["text/scatter"] = class_scatter(text, text_category, classes, means["text"])
         if len(current):
+            result["video/scatter"] = class_scatter(current, video_category, classes, means["video"])
             video_stored = class_means(stored, video_category, classes)
             result |= _drift("video", previous, classes, means["video"], video_stored)
             result |= _points(previous, method, text, text_category, current, video_category)
@@ -78,7 +87,7 @@ def diagnose(
 
 
 def _texts(retriever: Retriever, galleries: list[TaskGallery]) -> tuple[Tensor, Tensor]:
-    """Pooled features and categories of all queries, each read as its own task reads it."""
+    """Pooled features and categories of all queries, each encoded with its own task's prototype."""
     features = [pooled_texts(retriever, gallery.queries, gallery.task) for gallery in galleries]
     category = [gallery.category[video] for gallery in galleries for video in gallery.target]
     return torch.cat(features), torch.tensor(category)
@@ -104,7 +113,7 @@ def _stored_videos(galleries: list[TaskGallery], chosen: list[list[int]]) -> tup
 def _current_videos(
     galleries: list[TaskGallery], chosen: list[list[int]], encode_clips: Callable[[list[str], int], Tensor]
 ) -> Tensor:
-    """Encode the chosen videos again; the newest gallery was made by the present model and needs no second look."""
+    """Encode the chosen videos again, except the newest gallery's, which the present model has just encoded."""
     parts = []
     for gallery, positions in zip(galleries, chosen, strict=True):
         if gallery is galleries[-1]:
@@ -120,7 +129,7 @@ def _current_videos(
 def _drift(
     name: str, previous: dict[str, Tensor], classes: Tensor, current: Tensor, stored: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Class means when learnt (taken over from the previous task where known) against those of now."""
+    """Compare class means when learnt (from the previous task's record, if known) with the present ones."""
     learnt = current.clone() if stored is None else stored
     rows = torch.full((0, len(classes)), torch.nan)
     if previous:
@@ -141,7 +150,7 @@ def _points(
     video: Tensor,
     video_category: Tensor,
 ) -> dict[str, Tensor]:
-    """Sample the same number of texts and videos per class, projected to the prototypes where there are any."""
+    """Sample the same number of texts and videos per class; project them if the method has prototypes."""
     rows = _first_of_each_class(text_category.tolist(), POINTS_PER_CLASS)
     columns = _first_of_each_class(video_category.tolist(), POINTS_PER_CLASS)
     result = {"points/text_category": text_category[rows], "points/video_category": video_category[columns]}
@@ -151,8 +160,10 @@ def _points(
         text, video, prototypes = (part.float().cpu() for part in aligned)
         classes = torch.unique(text_category)
         result["prototypes"] = prototypes[classes]
-        result["text/aligned"] = class_means(normalize(text, dim=-1), text_category, classes)
-        result["video/aligned"] = class_means(normalize(video, dim=-1), video_category, classes)
+        for name, part, category in (("text", text, text_category), ("video", video, video_category)):
+            unit = normalize(part, dim=-1)
+            result[f"{name}/aligned"] = class_means(unit, category, classes)
+            result[f"{name}/scatter"] = class_scatter(unit, category, classes, result[f"{name}/aligned"])
     result |= {"points/text": normalize(text[rows], dim=-1), "points/video": normalize(video[columns], dim=-1)}
     names = ("text", "video", "text_category", "video_category")
     first = previous if previous else {f"points/first/{name}": result[f"points/{name}"] for name in names}

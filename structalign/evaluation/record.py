@@ -5,7 +5,7 @@ It grows along the chain, so that the report needs the last one alone:
 - `recall.json`: the tasks, and a row of metrics for each task learnt so far;
 - `features.safetensors`: class means, drift and sample points (`diagnostics.diagnose`);
 - `loss.csv`: the loss curves of all tasks so far;
-- `cost.json`: what training each task took. Seconds differ from run to run, so they stay out of `recall.json`;
+- `cost.json`: steps and trained parameters of each task, and the id under which `util.cost` knows its seconds;
 - `examples.json`: some queries with what they found after each task (`examples.follow`), and small pictures of a
   chosen few (`examples.illustrate`); absent before the first task.
 """
@@ -17,15 +17,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from structalign.config.schema import Config
 from structalign.data.tasks import TaskSplit
 from structalign.evaluation import metrics
-from structalign.evaluation.evaluate import Ranking, recall_over_all, recall_within_task, video_to_text
+from structalign.evaluation.evaluate import Ranking, recall_within_task
 from structalign.evaluation.examples import Followed
-from structalign.losses.etf import geometry
+from structalign.evaluation.geometry import Frame, geometry
+from structalign.evaluation.metric_table import METRICS, Measured, computed
+from structalign.evaluation.reference import Reference, zero_shot_ranks
 from structalign.retrieval.gallery import TaskGallery, fingerprint
 from structalign.util.checkpoint import load_tensors, save_tensors
 from structalign.util.errors import UserError
@@ -45,7 +48,7 @@ class Record:
     loss : str
         Loss curves as CSV, header included.
     cost : list of dict
-        Seconds, steps, trained parameters and peak memory, per task.
+        Steps, trained parameters and training id, per task.
     followed : list of Followed
         Queries that are followed, with what they found after each task.
     shown : dict
@@ -102,6 +105,7 @@ class Record:
         galleries: list[TaskGallery],
         ranking: Ranking,
         features: dict[str, Tensor],
+        reference: Reference,
     ) -> dict[str, Any]:
         """Append the evaluation after a task and return its row of metrics."""
         newest = galleries[-1]
@@ -114,7 +118,11 @@ class Record:
             "missing": len(split.missing),
         }
         tasks = [*self.recall["tasks"], entry]
-        row = metrics_row(ranking, tasks, self.recall["rows"], features)
+        for name in ("text", "video"):
+            key = f"zero_shot/{name}"
+            earlier = [self.features[key]] if key in self.features else []
+            features = {**features, key: torch.cat([*earlier, getattr(reference, name)])}
+        row = metrics_row(ranking, tasks, self.recall["rows"], features, galleries, reference)
         facts = {
             "method": config.method.name,
             "variant": config.variant,
@@ -144,31 +152,54 @@ def metrics_row(
     tasks: list[dict[str, Any]],
     earlier: list[dict[str, Any]],
     features: dict[str, Tensor],
+    galleries: list[TaskGallery],
+    reference: Reference,
 ) -> dict[str, Any]:
-    """Metrics after the last of `tasks`; percentages, and ranks from 1 (METHOD.md, section 5)."""
+    """All metrics of `METRICS` after the last of `tasks`, A's row, and the geometry of the class means."""
     within = [{"task": entry["task"], **recall_within_task(ranking, entry["task"])} for entry in tasks]
     accuracy = [entry["r1"] for entry in within]
-    matrix = [row["A"] for row in earlier] + [accuracy]
-    weights = [entry["categories"] for entry in tasks]
+    zero_shot = zero_shot_ranks(features["zero_shot/text"], features["zero_shot/video"], ranking.target)
+    measured = Measured(
+        ranks=metrics.ranks(ranking.scores, ranking.target).numpy(),
+        caption_ranks=metrics.video_to_text_ranks(ranking.video_scores, ranking.target).numpy(),
+        zero_shot_ranks=zero_shot.numpy(),
+        queries=[query for gallery in galleries for query in gallery.queries],
+        target=ranking.target.numpy(),
+        num_videos=len(ranking.video_task),
+        accuracy=[*(row["A"] for row in earlier), accuracy],
+        categories=[entry["categories"] for entry in tasks],
+        before=[row["next_r1"] for row in earlier],
+        untouched=[*(row["untouched_r1"] for row in earlier), reference.untouched_r1][1:],
+        earlier_r1=[row["r1"] for row in earlier],
+    )
+    frames = class_frames(features)
     return {
         "after": len(tasks),
-        **recall_over_all(ranking),
-        "v2t": video_to_text(ranking),
-        "bwf": metrics.backward_forgetting(matrix, weights),
-        "backward_transfer": metrics.backward_transfer(matrix),
-        "max_forgetting": metrics.max_forgetting(matrix),
+        **computed(METRICS, measured),
+        "next_r1": reference.next_r1,
+        "untouched_r1": reference.untouched_r1,
         "A": accuracy,
         "task": within,
-        "geometry": class_geometry(features),
+        "geometry": {modality: geometry(frame) for modality, frame in frames.items()},
+        "by_class": {modality: _by_class(frame) for modality, frame in frames.items()},
     }
 
 
-def class_geometry(features: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """How close class means are to a simplex ETF: projected where the method has projections, else as they are."""
-    result = {}
+def class_frames(features: dict[str, Tensor]) -> dict[str, Frame]:
+    """Class means of each modality: projected to the prototypes if the method has any, else as they are."""
+    frames = {}
     for modality in ("text", "video"):
-        means = features.get(f"{modality}/aligned", features.get(f"{modality}/current"))
+        kind = "aligned" if f"{modality}/aligned" in features else "current"
+        means, scatter = (features.get(f"{modality}/{name}") for name in (kind, "scatter"))
         if means is not None and len(means) > 1:
-            prototypes = features.get("prototypes") if f"{modality}/aligned" in features else None
-            result[modality] = geometry(means, prototypes=prototypes)
-    return result
+            prototypes = features["prototypes"].double().numpy() if kind == "aligned" else None
+            frames[modality] = Frame(
+                means.double().numpy(), prototypes, None if scatter is None else scatter.double().numpy()
+            )
+    return frames
+
+
+def _by_class(frame: Frame) -> dict[str, list[float]]:
+    """Measures that each class has one of, in the order of the classes."""
+    found = {"alignment": frame.alignments, "maximal_angle": frame.angle_errors}
+    return {name: values.tolist() for name, values in found.items() if values is not None}

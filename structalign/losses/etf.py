@@ -1,4 +1,4 @@
-"""The simplex equiangular tight frame: its construction, and how close class means come to one."""
+"""The simplex equiangular tight frame: its construction, and pooling towards its prototypes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import normalize
 
 from structalign.util.errors import UserError
 
@@ -120,87 +120,3 @@ def projection_weight(projection: Projection, features: Tensor) -> Tensor:
             raise TypeError("the projections onto prototypes are linear maps without bias")
         return projection.weight
     return projection(torch.eye(features.shape[-1], dtype=features.dtype, device=features.device)).T
-
-
-def ideal_gram(num_classes: int) -> Tensor:
-    """Gram matrix (C, C) of a simplex ETF: 1 on the diagonal, -1 / (C - 1) elsewhere."""
-    ones = torch.full((num_classes, num_classes), -1 / (num_classes - 1), dtype=torch.float64)
-    return ones.fill_diagonal_(1.0)
-
-
-def geometry(
-    class_means: Tensor,
-    *,
-    center: bool = True,
-    radii: Tensor | None = None,
-    prototypes: Tensor | None = None,
-) -> dict[str, float]:
-    """Measure how near class means come to a simplex equiangular tight frame; every measure is 0 (or 1) for one.
-
-    Parameters
-    ----------
-    class_means : Tensor, shape (C, D)
-        Mean feature of each class.
-    center : bool
-        Whether to subtract the mean of the class means first, as neural-collapse measures do. Features that cluster
-        around one direction, as CLIP's do, are far from any frame without it.
-    radii : Tensor, shape (C,), optional
-        Per-dimension standard deviation of each class, as `memory.class_statistics` gives it.
-    prototypes : Tensor, shape (C, D), optional
-        Each class's prototype.
-
-    Returns
-    -------
-    dict of float
-        With m_c the (centred) means, n_c their norms, k_cd their cosines for c != d, and G* = C/(C-1) (I - 11^T/C)
-        the ideal Gram matrix:
-
-        - `equinorm`: std(n) / mean(n), biased;
-        - `equiangularity`: std(k), biased;
-        - `maximal_angle`: mean |k + 1/(C-1)|;
-        - `gram_max`: max |G - G*|, G the matrix of cosines, diagonal included;
-        - `gram_distance`: || M M^T / ||M M^T|| - G* / ||G*|| ||, Frobenius norms, norms n_c included;
-        - `within_between` (with `radii`): mean(D r_c^2) / mean ||m_c||^2, the within-class scatter as a share of
-          the spread of the means: 0 once features have collapsed onto their means;
-        - `alignment` (with `prototypes`): mean cosine of each class mean, not centred, with its own prototype: 1 once
-          they point the same way.
-
-    Raises
-    ------
-    UserError
-        For fewer than 2 classes, and for means that are not finite numbers.
-
-    Notes
-    -----
-    Source: the measures of neural collapse (Papyan, Han and Donoho, 2020), and of the distance between normalised
-    Gram matrices (Zhu et al., 2021).
-    """
-    raw = class_means.detach().double()
-    num_classes, dim = raw.shape
-    if num_classes < 2:
-        raise UserError(f"class means: {num_classes} given, the geometry of a frame needs at least 2 classes")
-    if not raw.isfinite().all():
-        bad = (~raw.isfinite()).any(1).nonzero().flatten().tolist()
-        raise UserError(f"class means: not finite in rows {bad}; every feature must be a finite number")
-    means = raw - raw.mean(0) if center else raw
-    norms = means.norm(dim=-1)
-    ideal = ideal_gram(num_classes).to(raw)
-    unit = normalize(means, dim=-1)
-    cosine, gram = unit @ unit.T, means @ means.T
-    apart = cosine[~torch.eye(num_classes, dtype=torch.bool, device=raw.device)]
-    measures = {
-        "equinorm": norms.std(correction=0) / _not_zero(norms.mean()),
-        "equiangularity": apart.std(correction=0),
-        "maximal_angle": (apart - ideal[0, 1]).abs().mean(),
-        "gram_max": (cosine - ideal).abs().max(),
-        "gram_distance": (gram / _not_zero(gram.norm()) - ideal / ideal.norm()).norm(),
-    }
-    if radii is not None:
-        measures["within_between"] = dim * radii.double().square().mean() / _not_zero(norms.square().mean())
-    if prototypes is not None:
-        measures["alignment"] = cosine_similarity(raw, prototypes.double(), dim=-1).mean()
-    return {name: float(value) for name, value in measures.items()}
-
-
-def _not_zero(value: Tensor) -> Tensor:
-    return value.clamp(min=torch.finfo(value.dtype).tiny)

@@ -100,7 +100,8 @@ def comparison_table(runs: pd.DataFrame, labels: Sequence[str], reference: str) 
             same = label == reference or base.empty
             row[f"{name} - {reference} [95%]"] = "" if same else str(paired_difference(group[column], base[column]))
         row["trained parameters"] = f"{int(group.trained_parameters.max()):,}"
-        row["training, s"] = f"{group.train_seconds.mean():.0f}"
+        if "train_seconds" in group:  # known only if this machine ran them
+            row["training, s"] = f"{group.train_seconds.mean():.0f}"
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -21,6 +23,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from structalign.evaluation import metric_table
+from structalign.evaluation.geometry import GEOMETRY
+from structalign.evaluation.metric_table import Metric
 from structalign.util.files import atomic_write_bytes
 
 PALETTE = sns.color_palette("colorblind")
@@ -35,7 +40,15 @@ TERM_NAMES = {  # a term without an entry is shown under its own name
     "distill": "distillation",
     "cross": "cross-task",
 }
-MEASURE_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
+LINES: dict[str, Any] = {
+    "text to video": "",
+    "video to text": (3, 2),
+    "zero-shot CLIP": (1, 1),
+    "chance": (6, 2, 1, 2),
+}
+"""Dashes of the kinds of lines in the figure by task: see `Metric.line`."""
+
+_LINE_MARKERS = {"text to video": "o", "video to text": "s", "zero-shot CLIP": ".", "chance": "."}
 
 _ORANGE = PALETTE[3]
 _GREY = "0.45"
@@ -94,43 +107,47 @@ def footnote(figure: Figure, run: str, warning: str = "") -> None:
 
 @_styled
 def recall_by_task(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw recall over all seen tasks and BWF, after each task.
+    """Draw every metric that has a panel, after each task: recall, forgetting and forward transfer.
 
     Parameters
     ----------
     rows : sequence of mapping
-        Rows of `structalign.report.tables.recall_table`: after, r1, r5, r10 (percent), bwf (points), and v2t_r1
-        where video-to-text was ranked.
+        Rows of `structalign.report.tables.recall_table`: after, and metrics by their keys.
 
     Returns
     -------
     Figure
+        A panel for each title in `structalign.evaluation.metric_table.panels`.
     """
-    figure, (left, right) = _figure(1, 2, width=10, height=4.2)
-    after = [row["after"] for row in rows]
-    for index, (key, name) in enumerate(MEASURE_NAMES.items()):
-        for column, way, dashes in ((key, "text to video", "-"), (f"v2t_{key}", "video to text", "--")):
-            values = [_number(row.get(column)) for row in rows]
-            if np.isfinite(values).any():
-                left.plot(
-                    after,
-                    values,
-                    dashes,
-                    marker=MARKERS[index],
-                    color=PALETTE[index],
-                    label=f"{name}, {way}",
-                    markerfacecolor=PALETTE[index] if dashes == "-" else "white",
-                )
-    left.set(title="Recall over all tasks seen so far", ylabel="recall (%)")
-    left.set_ylim(bottom=0)
-    _legend_below(left, columns=3)
-    right.axhline(0, color=_GREY, linewidth=1)
-    right.plot(after, [_number(row.get("bwf")) for row in rows], marker="o", color=_ORANGE)
-    right.set(title="Backward forgetting (lower is better)", ylabel="BWF (percentage points)")
-    right.margins(y=0.15)
-    for axes in (left, right):
-        _task_axis(axes, after)
-    figure.suptitle("Recall and forgetting by task")
+    table = pd.DataFrame(rows)
+    found = {
+        title: [m for m in some if m.key in table and table[m.key].notna().any()]
+        for title, some in metric_table.panels().items()
+    }
+    found = {title: metrics for title, metrics in found.items() if metrics}
+    figure, axes_of = _figure(1, len(found), 3 + 3.2 * len(found), 4.8)
+    for axes, (title, metrics) in zip(axes_of, found.items(), strict=True):
+        long = pd.concat(
+            pd.DataFrame({"after": table.after, "value": table[m.key], "metric": m.colour or m.label, "line": m.line})
+            for m in metrics
+        )
+        colours = PALETTE[: long.metric.nunique()] if len(metrics) > 1 else [_ORANGE]
+        kinds = [line for line in LINES if line in set(long.line)]
+        looks = {"palette": colours, "dashes": LINES, "markers": _LINE_MARKERS, "style_order": kinds}
+        sns.lineplot(long, x="after", y="value", hue="metric", style="line", ax=axes, **looks)
+        if len(metrics) > 1:
+            _legend_below(axes)
+        else:
+            axes.get_legend().remove()
+        main = metrics[0]
+        axes.set(title=title, ylabel=main.axis if len(metrics) == 1 else f"recall ({main.unit})\n{main.direction}")
+        if main.ideal is None:
+            axes.axhline(0, color=_GREY, linewidth=1)
+        else:
+            axes.set_ylim(bottom=0)
+        axes.margins(y=0.15)
+        _task_axis(axes, table.after)
+    figure.suptitle("Recall, forgetting and forward transfer by task")
     return figure
 
 
@@ -369,7 +386,7 @@ def feature_map(
 
 @_styled
 def collapse(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the neural-collapse measures of the class means by task.
+    """Draw how close the class means are to a simplex frame, by task.
 
     Parameters
     ----------
@@ -379,27 +396,72 @@ def collapse(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Returns
     -------
     Figure
-        A panel a measure, a line a modality.
+        A panel a measure of `GEOMETRY`, a line a modality; dashed: the ideal value.
     """
-    measures = list(dict.fromkeys(row["measure"] for row in rows))
-    modalities = list(dict.fromkeys(row["modality"] for row in rows))
-    figure, panels = _figure(1, len(measures), width=1.5 + 3.2 * len(measures), height=3.6)
-    for axes, measure in zip(panels, measures, strict=True):
-        for index, modality in enumerate(modalities):
-            points = [
-                (row["after"], row["value"])
-                for row in rows
-                if (row["measure"], row["modality"]) == (measure, modality)
-            ]
-            after, values = np.array(points, dtype=float).reshape(-1, 2).T
-            axes.plot(after, values, marker=MARKERS[index], color=PALETTE[index], label=modality)
-        axes.set_title(measure.replace("_", " "))
-        axes.margins(y=0.15)
-        _task_axis(axes, sorted({row["after"] for row in rows}))
-    panels[0].set_ylabel("measure (0 = ideal frame)")
-    _legend_beside(panels[-1])
-    figure.suptitle("How near the class means are to a simplex frame")
+    table = pd.DataFrame(rows)
+    shown = [measure for measure in GEOMETRY if measure.key in set(table.measure)]
+    columns = min(len(shown), 4)
+    lines = -(-len(shown) // columns)
+    figure, panels = _figure(lines, columns, width=1.5 + 3.2 * columns, height=0.8 + 3.1 * lines)
+    for axes in panels[len(shown) :]:
+        axes.remove()
+    for axes, measure in zip(panels, shown, strict=False):
+        some = table[table.measure == measure.key]
+        _modality_lines(axes, some)
+        _ideal_line(axes, measure)
+        axes.set_title(measure.label)
+        _task_axis(axes, sorted(set(table.after)))
+    _legend_beside(panels[columns - 1])
+    figure.suptitle("How close the class means are to a simplex frame (dashed: ideal)")
     return figure
+
+
+@_styled
+def frame(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw, for the classes of each task, how the frame is approached or lost after later tasks.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Rows of `structalign.report.tables.frame_table`: after, learnt_in, modality, measure, value.
+
+    Returns
+    -------
+    Figure
+        A row a measure, a column a modality, a line the classes of a task; dashed: the ideal value.
+    """
+    table = pd.DataFrame(rows)
+    shown = [measure for measure in GEOMETRY if measure.key in set(table.measure)]
+    modalities = sorted(set(table.modality))
+    tasks = sorted(set(table.learnt_in))
+    colours = _task_colours(tasks)
+    figure, panels = _figure(
+        len(shown), len(modalities), width=1.5 + 4.2 * len(modalities), height=1 + 3 * len(shown), sharey="row"
+    )
+    for axes, (measure, modality) in zip(panels, product(shown, modalities), strict=True):
+        some = table[(table.measure == measure.key) & (table.modality == modality)]
+        for index, (task, line) in enumerate(some.groupby("learnt_in")):
+            marker = MARKERS[index % len(MARKERS)]
+            axes.plot(line.after, line.value, marker=marker, color=colours[task], label=f"task {task}")
+        _ideal_line(axes, measure)
+        axes.set_title(f"{measure.label}, {modality}")
+        _task_axis(axes, sorted(set(table.after)))
+    _legend_beside(panels[len(modalities) - 1], "classes of")
+    figure.suptitle("The frame, class by class: approached when learnt, kept or lost later (dashed: ideal)")
+    return figure
+
+
+def _modality_lines(axes: Axes, table: pd.DataFrame) -> None:
+    for index, (modality, line) in enumerate(table.groupby("modality")):
+        axes.plot(line.after, line.value, marker=MARKERS[index], color=PALETTE[index], label=modality)
+
+
+def _ideal_line(axes: Axes, measure: Metric) -> None:
+    """Say the unit of a measure and which way is good, and mark its ideal value."""
+    axes.set_ylabel(f"{measure.unit}\n{measure.direction}")
+    axes.margins(y=0.15)
+    if measure.ideal is not None:
+        axes.axhline(measure.ideal, color=_GREY, linewidth=1.2, linestyle="--", zorder=1)
 
 
 @_styled
@@ -530,8 +592,18 @@ def _task_axis(axes: Axes, after: Sequence[int] | range) -> None:
     axes.set_xlabel("after learning task")
 
 
-def _legend_below(axes: Axes, columns: int) -> None:
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
+def _legend_below(axes: Axes) -> None:
+    """Put seaborn's legend below the panel, with a column for colours and one for kinds of lines."""
+    handles, labels = axes.get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))
+    lines = [label for label in entries if label in LINES]
+    colours = [label for label in entries if label not in LINES and label not in ("metric", "line")]
+    blank = Line2D([], [], linestyle="none", label=" ")
+    pad = [blank] * abs(len(lines) - len(colours))
+    columns = [[entries[label] for label in part] for part in (colours, lines)]
+    shorter = min(columns, key=len)
+    shorter += pad
+    axes.legend(handles=[*columns[0], *columns[1]], loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
 def _legend_beside(axes: Axes, title: str = "") -> None:

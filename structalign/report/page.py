@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from structalign.evaluation.metric_table import METRICS
 from structalign.report.published import PUBLISHED_NOTE
 from structalign.report.tables import Run, summary
 
@@ -52,10 +53,14 @@ def render(run: Run, figures: Mapping[str, bytes]) -> str:
     """
     shown = run.shown or {"top": 0, "queries": [], "videos": {}}
     queries = [_query(query, shown["videos"]) for query in shown["queries"]]
+    numbers = summary(run)
+    shown_metrics = [metric for metric in METRICS if metric.key in numbers]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         run=run,
-        numbers=summary(run),
+        numbers=numbers,
+        headlines=[metric for metric in shown_metrics if metric.headline],
+        metrics=shown_metrics,
         top=shown["top"],
         groups=[(name, some) for kind, name in KINDS.items() if (some := [q for q in queries if q["kind"] == kind])],
         figures=[(_png(figures[name]), text) for name, text in FIGURES.items() if name in figures],

@@ -19,11 +19,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from structalign.evaluation.metric_table import COST, METRICS, computed
 from structalign.report.published import published_results
+from structalign.util.cost import known_cost, training_id
 from structalign.util.errors import UserError
 from structalign.util.files import read_json
 
-RECALL_MEASURES = ("r1", "r5", "r10", "medr", "meanr")
 MODALITIES = ("text", "video")
 TEST_SET_WARNING = "epoch picked on the test set"
 
@@ -55,7 +56,7 @@ class Run:
     rows : list of dict
         Per task learnt so far: recall (percent), ranks, BWF and the row of A after it.
     cost : list of dict
-        Per task: seconds, trained parameters and peak memory of its training.
+        Per task: steps and trained parameters, and the id under which `structalign.util.cost` knows its seconds.
     loss : list of dict
         Training curves of all tasks, one row for each step and term; empty for a method that trains nothing.
     features : dict of str to ndarray
@@ -74,7 +75,7 @@ class Run:
     data_fingerprint: str
     tasks: list[dict[str, Any]]
     rows: list[dict[str, Any]]
-    cost: list[dict[str, float]] = field(default_factory=list)
+    cost: list[dict[str, Any]] = field(default_factory=list)
     loss: list[dict[str, Any]] = field(default_factory=list)
     features: dict[str, np.ndarray] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
@@ -188,44 +189,36 @@ def summary(run: Run) -> dict[str, Any]:
     Returns
     -------
     dict
-        Recall in percent, ranks from 1, BWF in points, seconds, megabytes; ``warning`` stands in it where the
-        epoch was picked on the test set. Keys whose values were not recorded are left out. ``seconds_per_task``
-        is the mean over the tasks that trained (joint training has one, zero-shot CLIP none);
-        ``trained_parameters`` and ``peak_memory_mb`` are the largest of any task.
+        Every metric of `METRICS` that was recorded, trained parameters, missing videos, and what a comparison needs
+        to know: ``select``, ``warning`` (only if the epoch was picked on the test set), ``data_fingerprint`` and
+        ``training``, the id that `cost_of` takes. Seconds and memory differ from run to run and are not in it.
     """
-    final = run.rows[-1]
-    numbers: dict[str, Any] = {key: final[key] for key in RECALL_MEASURES}
-    numbers["bwf"] = final.get("bwf", 0.0)
-    numbers |= {key: final[key] for key in ("backward_transfer", "max_forgetting") if key in final}
-    numbers["mean_r1"] = float(np.mean([row["r1"] for row in run.rows]))
-    if "v2t" in final:
-        numbers["v2t_r1"] = final["v2t"]["r1"]
+    numbers: dict[str, Any] = {
+        metric.key: run.rows[-1][metric.key] for metric in METRICS if metric.key in run.rows[-1]
+    }
     if run.cost:
-        seconds = [task["seconds"] for task in run.cost]
-        numbers["train_seconds"] = float(sum(seconds))
-        trained = [task["seconds"] for task in run.cost if task["steps"]]
-        numbers["seconds_per_task"] = float(np.mean(trained)) if trained else 0.0
-        for name in ("trained_parameters", "peak_memory_mb"):
-            numbers[name] = max(task[name] for task in run.cost)
+        numbers["trained_parameters"] = max(task["trained_parameters"] for task in run.cost)
     numbers["missing_videos"] = sum(task.get("missing", 0) for task in run.tasks)
     rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in numbers.items()}
     rounded["select"] = run.select
     if run.warning:
         rounded["warning"] = run.warning
     rounded["data_fingerprint"] = run.data_fingerprint[:_FINGERPRINT_DIGITS]
+    rounded["training"] = training_id(" ".join(task["training"] for task in run.cost))
     return rounded
 
 
+def cost_of(run: Run) -> dict[str, float]:
+    """Seconds and memory of a run (the keys of `COST`), as far as this machine has measured them."""
+    none = {"seconds": 0.0, "peak_memory_mb": 0.0}
+    tasks = [{**task, **(known_cost(task["training"]) if task["steps"] else none)} for task in run.cost]
+    return {key: round(value, 2) for key, value in computed(COST, tasks).items()}
+
+
 def recall_table(run: Run) -> Table:
-    """One row per learnt task: recall (percent), ranks and BWF (points) over all tasks seen by then."""
+    """One row per learnt task: every metric over all tasks seen by then."""
     return [
-        {
-            "after": row["after"],
-            **{key: row[key] for key in RECALL_MEASURES},
-            "bwf": row.get("bwf", 0.0),
-            **{f"v2t_{key}": row.get("v2t", {}).get(key) for key in RECALL_MEASURES},
-            "select": run.select,
-        }
+        {"after": row["after"], **{metric.key: row.get(metric.key) for metric in METRICS}, "select": run.select}
         for row in run.rows
     ]
 
@@ -272,6 +265,20 @@ def drift_table(run: Run) -> Table:
     return table
 
 
+def frame_table(run: Run) -> Table:
+    """How near the classes of each task are to the frame after each task: means over their classes, in long form."""
+    learnt_in = [task for _, task in run.categories]
+    table: Table = []
+    for row in run.rows:
+        for modality, measures in row.get("by_class", {}).items():
+            for measure, values in measures.items():
+                for task in range(1, row["after"] + 1):
+                    own = [value for value, learnt in zip(values, learnt_in, strict=False) if learnt == task]
+                    facts = {"after": row["after"], "learnt_in": task, "modality": modality, "measure": measure}
+                    table.append({**facts, "value": float(np.mean(own))})
+    return table
+
+
 def geometry_table(run: Run) -> Table:
     """Neural-collapse measures of the class means by task and modality, in long form."""
     return [
@@ -313,12 +320,13 @@ def published_table(run: Run) -> Table:
 TABLES = {
     "recall_by_task": (
         recall_table,
-        ("after", *RECALL_MEASURES, "bwf", *(f"v2t_{key}" for key in RECALL_MEASURES), "select"),
+        ("after", *(metric.key for metric in METRICS), "select"),
     ),
     "accuracy_matrix": (accuracy_table, ("after", "task", "r1", "select")),
     "loss": (loss_table, ("task", "step", "global_step", "term", "value", "weighted", "lr")),
     "drift": (drift_table, ("after", "learnt_in", "category", "modality", "cosine")),
     "geometry": (geometry_table, ("after", "modality", "measure", "value")),
+    "frame": (frame_table, ("after", "learnt_in", "modality", "measure", "value")),
     "published": (published_table, ("benchmark", "method", "r1", "bwf", "source", "select")),
 }
 

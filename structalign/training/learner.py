@@ -71,6 +71,10 @@ class Learner:
         seed = derive_seed(self.config.seed, 0, 2)
         return Retriever(clip, info, self.config.model, num_tasks=self.config.K, seed=seed, trainable=trains)
 
+    def untouched(self) -> Retriever:
+        """CLIP as everything starts from it, with adapters that change nothing, on this learner's device."""
+        return self._fresh_retriever().to(self.device)
+
     def start(self, task: int) -> None:
         """Choose what trains in this task, and give the method the teacher that it asks for."""
         kind = self.method.teacher_kind(task)
@@ -78,7 +82,7 @@ class Learner:
         if kind == "previous":
             teacher = copy.deepcopy(self.retriever)
         elif kind == "initial":
-            teacher = self._fresh_retriever().to(self.device)
+            teacher = self.untouched()
         if teacher is not None:
             teacher.requires_grad_(False).eval()
         self.retriever.prepare_task(task)
@@ -115,11 +119,14 @@ class Learner:
             memory=self.method.state(),
         )
 
-    def encode_clips(self, store: FrameStore, clips: list[str], task: int | None = None) -> torch.Tensor:
+    def encode_clips(
+        self, store: FrameStore, clips: list[str], task: int | None = None, model: Retriever | None = None
+    ) -> torch.Tensor:
         """Encode stored clips as at test time: frame features (V, N, D) on the CPU.
 
-        `task` says whose routers see the clips, where vision has any; the present task's by default.
+        `task` says whose routers see the clips, if vision has any; by default the present task's. `model` is this
+        learner's by default.
         """
         size, workers = self.retriever.image_size, self.config.machine.num_workers
         batches = test_batches(store, clips, size, self.config.evaluate.batch_size, workers)
-        return encode_videos(self.retriever, batches, task)
+        return encode_videos(model or self.retriever, batches, task)

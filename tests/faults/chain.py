@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -47,11 +46,11 @@ COMPARED = (
     "metrics/task-*/recall.json",
     "metrics/task-*/features.safetensors",
     "metrics/task-*/loss.csv",
+    "metrics/task-*/cost.json",
+    "metrics/cost/*",
+    "metrics/summary.json",
 )
-"""What has to be the same, byte for byte. `metrics/cost` and `cost.json` hold seconds and memory."""
-
-MEASURED = ("train_seconds", "seconds_per_task", "peak_memory_mb")
-"""Numbers of metrics/summary.json that differ by nature."""
+"""What has to be the same, byte for byte."""
 
 
 class Project:
@@ -130,12 +129,9 @@ class Project:
                 shutil.rmtree(path.parent)  # DVC stumbles over a folder that is left empty
 
     def results(self, patterns: Iterable[str] = COMPARED) -> dict[str, str]:
-        """SHA-256 of all outputs that have to be the same, and of the summary without what was measured."""
+        """SHA-256 of all outputs that have to be the same."""
         paths = sorted(path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file())
-        hashes = {str(path.relative_to(self.folder)): _sha256(path.read_bytes()) for path in paths}
-        numbers = json.loads((self.folder / "metrics/summary.json").read_text())
-        settled = {key: value for key, value in numbers.items() if key not in MEASURED}
-        return hashes | {"metrics/summary.json": _sha256(json.dumps(settled).encode())}
+        return {str(path.relative_to(self.folder)): _sha256(path.read_bytes()) for path in paths}
 
 
 def _sha256(content: bytes) -> str:

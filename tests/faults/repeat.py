@@ -15,12 +15,9 @@ import time
 from pathlib import Path
 
 from structalign.util.files import atomic_write_text
-from tests.faults.chain import MEASURED, Project, machine
+from tests.faults.chain import Project, machine
 
 RUNS = {"first": "machine.workers=2", "again": "machine.workers=2", "one worker": "machine.workers=1"}
-
-BY_NATURE = ("metrics/cost/*", "metrics/task-*/cost.json")
-"""Files of seconds and memory, which differ from run to run."""
 
 
 def forced(project: Project, override: str) -> dict[str, str]:
@@ -57,9 +54,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="repeat-") as temporary:
         project = Project.create(Path(temporary) / "project")
         hashes = {name: forced(project, override) for name, override in RUNS.items()}
-        by_nature = sorted(
-            str(path.relative_to(project.folder)) for pattern in BY_NATURE for path in project.folder.glob(pattern)
-        )
     names = set().union(*hashes.values())
     different = [name for name in names if verdict(name, hashes) != "same"]
     seconds = time.monotonic() - began
@@ -71,8 +65,7 @@ chain (K = 2), three times, the third with one worker instead of two. SHA-256, f
 
 {table(hashes)}
 
-Left out, because they hold seconds and memory: {", ".join(by_nature)}, and {", ".join(MEASURED)} in
-`metrics/summary.json`.
+Seconds and memory are in none of them: they lie in `.cache/cost`.
 """
     print(text)
     if args.output:

@@ -1,4 +1,4 @@
-"""The simplex equiangular tight frame and the measures of how near class means come to it."""
+"""The simplex equiangular tight frame, and pooling towards its prototypes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from structalign.losses.etf import geometry, ideal_gram, pool_to_prototype, simplex_etf
+from structalign.losses.etf import pool_to_prototype, simplex_etf
 from structalign.util.errors import UserError
 
 SIZES = [(20, 512), (200, 512), (512, 512), (513, 512), (2, 1), (5, 4), (5, 5)]
 
 
 def deviation(frame: Tensor) -> float:
-    return float((frame @ frame.T - ideal_gram(len(frame))).abs().max())
+    ideal = torch.full((len(frame), len(frame)), -1 / (len(frame) - 1), dtype=torch.float64).fill_diagonal_(1.0)
+    return float((frame @ frame.T - ideal).abs().max())
 
 
 @pytest.mark.parametrize(("classes", "dim"), SIZES)
@@ -113,56 +114,6 @@ def test_pooling_no_words_gives_zeros_and_finite_gradients(sample: dict[str, Ten
 def test_a_projection_with_a_bias_is_refused(sample: dict[str, Tensor]) -> None:
     with pytest.raises(TypeError, match="bias"):
         pool_to_prototype(sample["features"], sample["prototype"], nn.Linear(6, 6).double())
-
-
-def test_geometry_of_a_frame_is_ideal_wherever_it_lies() -> None:
-    frame = simplex_etf(7, 12)
-    for means in (frame, 3 * frame + 5):
-        measures = geometry(means)
-        assert set(measures) == {"equinorm", "equiangularity", "maximal_angle", "gram_max", "gram_distance"}
-        assert max(measures.values()) < 1e-7
-
-
-def test_geometry_by_hand() -> None:
-    # Two opposite means always form the simplex of 2 classes; uncentred, these are unequal and orthogonal.
-    means = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
-    assert max(geometry(means).values()) < 1e-7
-    raw = geometry(means, center=False)
-    assert raw["equinorm"] == pytest.approx(0.5)  # norms 3 and 1: deviation 1, mean 2
-    assert raw["equiangularity"] == pytest.approx(0)
-    assert raw["maximal_angle"] == pytest.approx(1)  # 0 in place of -1
-    assert raw["gram_max"] == pytest.approx(1)
-    # diag(9, 1) / sqrt(82) against [[1, -1], [-1, 1]] / 2
-    expected = math.sqrt((9 / 82**0.5 - 0.5) ** 2 + (1 / 82**0.5 - 0.5) ** 2 + 0.5)
-    assert raw["gram_distance"] == pytest.approx(expected)
-
-
-def test_geometry_tells_a_distorted_frame() -> None:
-    frame = simplex_etf(7, 12)
-    noise = torch.randn(7, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    near, far = geometry(frame + 0.01 * noise), geometry(frame + 0.3 * noise)
-    assert all(0 < near[name] < far[name] for name in near)
-
-
-def test_geometry_with_radii_and_prototypes() -> None:
-    frame = simplex_etf(7, 12)
-    measures = geometry(2 * frame, radii=torch.full((7,), 0.5), prototypes=frame)
-    assert measures["alignment"] == pytest.approx(1)
-    assert measures["within_between"] == pytest.approx(12 * 0.25 / 4)
-    assert geometry(frame, prototypes=-frame)["alignment"] == pytest.approx(-1)
-
-
-def test_geometry_of_equal_means_is_finite() -> None:
-    assert all(math.isfinite(value) for value in geometry(torch.ones(4, 6)).values())
-
-
-def test_geometry_needs_two_finite_means() -> None:
-    with pytest.raises(UserError, match="at least 2"):
-        geometry(torch.ones(1, 6))
-    broken = torch.ones(4, 6)
-    broken[2, 3] = math.nan
-    with pytest.raises(UserError, match=r"\[2\]"):
-        geometry(broken)
 
 
 def test_a_frame_needs_room_for_its_classes() -> None:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from structalign.evaluation.geometry import GEOMETRY
 from structalign.report import figures
 from structalign.report.tables import TABLES
 
@@ -69,7 +70,12 @@ def every_figure() -> dict[str, Figure]:
         {"after": after, "modality": modality, "measure": measure, "value": 1 / after}
         for after in (1, 2)
         for modality in ("text", "video")
-        for measure in ("equinorm", "gram_distance")
+        for measure in ("alignment", "gram_distance")
+    ]
+    frame = [
+        {"after": after, "learnt_in": learnt, "modality": modality, "measure": "alignment", "value": value}
+        for modality in ("text", "video")
+        for after, learnt, value in ((1, 1, 0.9), (2, 1, 0.5), (2, 2, 0.8))
     ]
     published = [
         {"benchmark": "MSRVTT-10", "method": "a", "r1": 20.0, "bwf": -0.5, "source": "published"},
@@ -85,6 +91,7 @@ def every_figure() -> dict[str, Figure]:
         "pca": figures.feature_map({"last": sample}, [1, 1, 2, 2], prototypes),
         "tsne": figures.feature_map({"last": sample}, [1, 1, 2, 2], prototypes, "tsne"),
         "collapse": figures.collapse(geometry),
+        "frame": figures.frame(frame),
         "published": figures.against_published(published),
         "methods": figures.recall_against_bwf(method_runs()),
         "revisions": figures.compare_recall({"main": recall_rows(5), "other": recall_rows(4)}),
@@ -143,15 +150,49 @@ def test_the_same_figure_gives_the_same_bytes_without_a_date_or_version(tmp_path
 
 def test_recall_and_bwf_are_drawn_as_given(drawn: dict[str, Figure]) -> None:
     left, right = panels(drawn["recall"])
-    assert [line.get_label() for line in left.lines] == [f"R@{k}, text to video" for k in (1, 5, 10)]
-    np.testing.assert_allclose(left.lines[0].get_ydata(), [row["r1"] for row in recall_rows(5)])
-    np.testing.assert_allclose(right.lines[-1].get_ydata(), [0, 1, 2, 3, 4])
+    assert legend(left) == ["R@1", "R@5", "R@10", "text to video"]
+    assert [row["r1"] for row in recall_rows(5)] in drawn_lines(left)
+    assert [0, 1, 2, 3, 4] in drawn_lines(right)
 
 
 def test_video_to_text_is_drawn_beside_text_to_video() -> None:
     rows = [{**row, "v2t_r1": row["r1"] - 5} for row in recall_rows(3)]
     left, _ = panels(figures.recall_by_task(rows))
-    assert "R@1, video to text" in [line.get_label() for line in left.lines]
+    assert "video to text" in legend(left)
+    assert [row["r1"] - 5 for row in recall_rows(3)] in drawn_lines(left)
+
+
+def test_chance_and_zero_shot_are_drawn_beside_recall_and_forward_transfer_has_a_panel() -> None:
+    rows = [{**row, "chance_r1": 1.5, "zero_shot_r1": 7.0, "forward_transfer": -2.0} for row in recall_rows(3)]
+    left, _, right = panels(figures.recall_by_task(rows))
+    assert legend(left) == ["R@1", "R@5", "R@10", "text to video", "zero-shot CLIP", "chance"]
+    assert [1.5] * 3 in drawn_lines(left)
+    assert [7.0] * 3 in drawn_lines(left)
+    assert [-2.0] * 3 in drawn_lines(right)
+
+
+def legend(axes: Axes) -> list[str]:
+    found = axes.get_legend()
+    return [text.get_text() for text in found.get_texts() if text.get_text().strip()] if found else []
+
+
+def drawn_lines(axes: Axes) -> list[list[float]]:
+    return [list(map(float, line.get_ydata())) for line in axes.lines]
+
+
+def test_every_measure_of_geometry_says_which_way_is_good_and_shows_its_ideal(drawn: dict[str, Figure]) -> None:
+    for name in ("collapse", "frame"):
+        for axes in panels(drawn[name]):
+            measure = next(one for one in GEOMETRY if axes.get_title().split(",")[0] == one.label)
+            assert measure.direction in axes.get_ylabel(), name
+            assert [measure.ideal] * 2 in drawn_lines(axes), name
+
+
+def test_the_frame_has_a_line_for_the_classes_of_each_task(drawn: dict[str, Figure]) -> None:
+    text, video = panels(drawn["frame"])
+    assert (text.get_title(), video.get_title()) == ("alignment, text", "alignment, video")
+    assert drawn_lines(text)[:2] == [[0.9, 0.5], [0.8]]
+    assert legend(video) == ["task 1", "task 2"]
 
 
 def test_matrix_shows_its_lower_triangle_and_numbers(drawn: dict[str, Figure]) -> None:

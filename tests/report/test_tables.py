@@ -13,9 +13,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from stages import report as stage
+from structalign.evaluation.metric_table import METRICS
 from structalign.report import tables as report
 from structalign.report.published import published_results
-from structalign.report.tables import check_same_data, read_run, summary
+from structalign.report.tables import check_same_data, cost_of, read_run, summary
+from structalign.util.cost import keep_cost, known_cost
 from structalign.util.errors import UserError
 
 WIDTH = 24
@@ -49,7 +51,7 @@ def write_gallery(
         "select": "last",
         "data_fingerprint": "0123456789abcdef" * 4,
         "tasks": tasks,
-        "rows": [_row(task, rng, bare) for task in range(1, num_tasks + 1)],
+        "rows": [_row(task, categories, rng, bare) for task in range(1, num_tasks + 1)],
         **keys,
     }
     (folder / "recall.json").write_text(json.dumps(record))
@@ -60,29 +62,29 @@ def write_gallery(
     return folder
 
 
-def _row(task: int, rng: np.random.Generator, bare: bool) -> dict[str, Any]:
+def _row(task: int, categories: int, rng: np.random.Generator, bare: bool) -> dict[str, Any]:
     r1 = 60 / task + rng.uniform(0, 3)
     recall = {"r1": r1, "r5": r1 + 20, "r10": r1 + 30, "medr": 2.0 + task, "meanr": 5.0 + task}
     row = {"after": task, **recall, "bwf": 2.5 * (task - 1), "A": list(rng.uniform(30, 70, task))}
     if not bare:
-        row |= {
-            "v2t": {key: value * 0.9 for key, value in recall.items()},
-            "geometry": {
-                modality: {"equinorm": 0.5 / task, "equiangularity": 0.4 / task, "gram_distance": 0.8 / task}
-                for modality in ("text", "video")
-            },
-        }
+        row |= {metric.key: 1.0 for metric in METRICS if metric.key not in row}
+        row |= {f"v2t_{key}": value * 0.9 for key, value in recall.items()}
+        row["mean_r1"] = r1 + 1
+        geometry = {"alignment": 1 / task, "equinorm": 0.5 / task, "equiangularity": 0.4 / task}
+        by_class = {"alignment": [0.1 * index for index in range(task * categories)]}
+        row["geometry"] = dict.fromkeys(("text", "video"), geometry)
+        row["by_class"] = dict.fromkeys(("text", "video"), by_class)
     return row
 
 
-def _cost(task: int) -> dict[str, float]:
+def _cost(task: int) -> dict[str, Any]:
     parameters = 1000 if task == 1 else 4000
-    return {
-        "seconds": 10.0 * task,
-        "steps": 40,
-        "trained_parameters": parameters,
-        "peak_memory_mb": 500.0 + task,
-    }
+    return {"steps": 40, "trained_parameters": parameters, "training": f"training-of-task-{task}"}
+
+
+def measure(task: int, seconds: float) -> None:
+    """Leave what the train stage leaves beside its outputs."""
+    keep_cost(_cost(task)["training"], {"seconds": seconds, "peak_memory_mb": 500.0 + task})
 
 
 def _loss(num_tasks: int, rng: np.random.Generator) -> str:
@@ -137,36 +139,64 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_summary_holds_the_final_row_and_the_mean_over_tasks(reported: Path) -> None:
+def test_summary_holds_every_metric_of_the_final_row(reported: Path) -> None:
     numbers = json.loads((reported / "metrics/summary.json").read_text())
     rows = read_run(reported / "metrics/task-03").rows
     assert numbers["r1"] == pytest.approx(rows[-1]["r1"], abs=1e-4)
     assert numbers["v2t_r1"] == pytest.approx(0.9 * rows[-1]["r1"], abs=1e-4)
-    assert numbers["mean_r1"] == pytest.approx(sum(row["r1"] for row in rows) / 3, abs=1e-4)
+    assert {metric.key for metric in METRICS} <= set(numbers)
     assert numbers["bwf"] == 5.0
-    assert numbers["train_seconds"] == 60.0
-    assert numbers["seconds_per_task"] == 20.0
     assert numbers["trained_parameters"] == 4000
-    assert numbers["peak_memory_mb"] == 503.0
     assert numbers["missing_videos"] == 2
     assert numbers["select"] == "last"
     assert "warning" not in numbers
     assert all(isinstance(value, int | float | str) for value in numbers.values())
 
 
-@pytest.mark.parametrize(("trained", "per_task", "parameters"), [((1,), 30.0, 1000), ((), 0.0, 0)])
+@pytest.mark.parametrize(("trained", "parameters"), [((1,), 1000), ((), 0)])
 def test_tasks_that_train_nothing_do_not_dilute_the_cost(
-    tmp_path: Path, trained: tuple[int, ...], per_task: float, parameters: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: tuple[int, ...], parameters: int
 ) -> None:
     """Joint training trains once, zero-shot CLIP never."""
+    monkeypatch.chdir(tmp_path)
     folder = write_gallery(tmp_path)
-    idle = {"seconds": 0.0, "steps": 0, "trained_parameters": 0, "peak_memory_mb": 400.0}
-    costs = [{**_cost(task), "seconds": 30.0} if task in trained else idle for task in (1, 2, 3)]
+    idle = {"steps": 0, "trained_parameters": 0, "training": "none"}
+    for task in trained:
+        measure(task, 30.0)
+    costs = [_cost(task) if task in trained else idle for task in (1, 2, 3)]
     (folder / "cost.json").write_text(json.dumps(costs))
-    numbers = summary(read_run(folder))
-    assert numbers["train_seconds"] == numbers["seconds_per_task"] == per_task
-    assert numbers["trained_parameters"] == parameters
-    assert numbers["peak_memory_mb"] == (501.0 if trained else 400.0)
+    cost = cost_of(read_run(folder))
+    assert cost["train_seconds"] == 30.0 * len(trained)
+    assert cost.get("seconds_per_task") == (30.0 if trained else None)
+    assert cost["trained_parameters"] == summary(read_run(folder))["trained_parameters"] == parameters
+    assert cost["peak_memory_mb"] == (501.0 if trained else 0.0)
+
+
+def test_seconds_and_memory_are_in_nothing_that_dvc_hashes(
+    reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same run on a slower machine has the same outputs, and both know what it took them."""
+    write_gallery(tmp_path)
+    for root, seconds in ((reported, 10.0), (tmp_path, 99.0)):
+        monkeypatch.chdir(root)
+        for task in (1, 2, 3):
+            measure(task, seconds)
+        run_stage(root, monkeypatch)
+        training = json.loads((root / "metrics/summary.json").read_text())["training"]
+        assert known_cost(training)["train_seconds"] == 3 * seconds
+    names = [path.relative_to(reported) for path in reported.rglob("*") if path.is_file()]
+    hashed = [name for name in names if name.parts[0] in ("metrics", "plots")]
+    assert len(hashed) > 15
+    for name in hashed:
+        assert (tmp_path / name).read_bytes() == (reported / name).read_bytes(), name
+
+
+def test_a_run_that_another_machine_trained_has_no_seconds(
+    reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = read_run(reported / "metrics/task-03")
+    assert cost_of(run) == {"trained_parameters": 4000}
 
 
 def test_tables_are_long_and_hold_every_value_once(reported: Path) -> None:
@@ -199,7 +229,7 @@ def test_drift_leaves_out_classes_not_learnt_yet(reported: Path) -> None:
 def test_every_figure_is_drawn(reported: Path) -> None:
     names = {path.stem for path in (reported / "plots/figures").iterdir()}
     assert names == {
-        "recall_by_task", "accuracy_matrix", "loss", "drift", "collapse", "gram",
+        "recall_by_task", "accuracy_matrix", "loss", "drift", "collapse", "frame", "gram",
         "features_pca", "features_tsne",
     }  # fmt: skip
 
@@ -208,7 +238,7 @@ def test_same_input_gives_the_same_bytes(reported: Path, tmp_path: Path, monkeyp
     write_gallery(tmp_path)
     run_stage(tmp_path, monkeypatch)
     outputs = [path.relative_to(tmp_path) for path in tmp_path.glob("plots/**/*") if path.is_file()]
-    assert len(outputs) == 15
+    assert len(outputs) == 17
     assert Path("plots/report.html") in outputs
     for path in [*outputs, Path("metrics/summary.json")]:
         assert (tmp_path / path).read_bytes() == (reported / path).read_bytes(), path

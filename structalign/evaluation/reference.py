@@ -1,0 +1,106 @@
+"""What recall is held against: the untouched CLIP, and the present model on the task that comes next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from structalign.config.schema import SimilarityConfig
+from structalign.data.tasks import TaskSplit
+from structalign.evaluation.evaluate import rank, recall_over_all
+from structalign.evaluation.metrics import ranks
+from structalign.model.retriever import Retriever
+from structalign.retrieval.encode import encode_texts
+from structalign.retrieval.gallery import TaskGallery
+from structalign.retrieval.index import global_features
+
+
+@dataclass(frozen=True)
+class Reference:
+    """References of one task's evaluation.
+
+    Attributes
+    ----------
+    text : Tensor, shape (Q, D)
+        Global features of the task's queries from the untouched CLIP, of unit length.
+    video : Tensor, shape (V, D)
+        The same for the task's test videos.
+    untouched_r1 : float
+        R@1 (percent) of the task within its own gallery from the untouched CLIP.
+    next_r1 : float or None
+        R@1 of the next task within its own gallery from the present model; None after the last task.
+    """
+
+    text: Tensor
+    video: Tensor
+    untouched_r1: float
+    next_r1: float | None
+
+
+def recall_within_own_gallery(
+    retriever: Retriever, split: TaskSplit, frames: Tensor, similarity: SimilarityConfig, read_as: int
+) -> float:
+    """R@1 (percent) of a task's queries among its own test videos, z-scores over those videos alone.
+
+    Parameters
+    ----------
+    retriever : Retriever
+    split : TaskSplit
+    frames : Tensor, shape (V, N, D)
+        Frame features of the task's test videos, from the same model.
+    similarity : SimilarityConfig
+    read_as : int
+        The task whose prototype the text encoder uses.
+    """
+    gallery = TaskGallery.from_samples(read_as, split.test, frames)
+    return recall_over_all(rank(retriever, [gallery], similarity))["r1"]
+
+
+def reference(
+    untouched: Retriever,
+    frames: Tensor,
+    split: TaskSplit,
+    similarity: SimilarityConfig,
+    next_r1: float | None,
+) -> Reference:
+    """Score a task with the untouched CLIP.
+
+    Parameters
+    ----------
+    untouched : Retriever
+        CLIP with adapters that change nothing.
+    frames : Tensor, shape (V, N, D)
+        Frame features of the task's test videos from `untouched`.
+    split : TaskSplit
+    similarity : SimilarityConfig
+        How the method scores, so that both sides of forward transfer are scored alike.
+    next_r1 : float, optional
+        As in `Reference`.
+    """
+    queries = [caption for sample in split.test for caption in sample.captions]
+    text = [global_ for _, _, global_ in encode_texts(untouched, queries, split.task)]
+    return Reference(
+        text=normalize(torch.cat(text).float(), dim=-1).cpu(),
+        video=global_features(frames),
+        untouched_r1=recall_within_own_gallery(untouched, split, frames, similarity, split.task),
+        next_r1=next_r1,
+    )
+
+
+def zero_shot_ranks(text: Tensor, video: Tensor, target: Tensor) -> Tensor:
+    """Rank of each query's own video by the global cosine of the untouched CLIP, from 1.
+
+    Parameters
+    ----------
+    text : Tensor, shape (Q, D)
+    video : Tensor, shape (V, D)
+        Both of unit length.
+    target : Tensor, shape (Q,)
+        Each query's own video.
+    """
+    step = max(1, 2**24 // max(1, len(video)))  # scores of at most 64 MB at a time
+    parts = zip(text.split(step), target.split(step), strict=True)
+    return torch.cat([ranks(some @ video.T, own) for some, own in parts])
