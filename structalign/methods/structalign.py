@@ -78,9 +78,10 @@ class StructAlign(AdapterMethod):
         """Those of the adapters; trained projections share the rate of the attention adapters."""
         groups = super().parameter_groups()
         if self.prototypes is not None and self.config.etf.train_projections:
-            rate = self.config.train.lr_first if self.task == 1 else self.config.train.lr_later
+            key = "lr_first" if self.task == 1 else "lr_later"
             weights = [self.text_proj.weight, self.video_proj.weight]
-            groups.append({"name": "projections", "params": weights, "lr": rate})
+            rate = getattr(self.config.train, key)
+            groups.append({"name": "projections", "params": weights, "lr": rate, "key": key})
         return groups
 
     def loss(self, batch: Batch) -> Terms:

@@ -181,6 +181,11 @@ class TrainingSet:
         self.tokens = retriever.tokenize(self.captions)  # [P,L]
         self.category = torch.tensor([sample.category for sample in samples])[self.video]  # [P]
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of video and caption."""
+        return len(self.video)
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Batches per epoch; a last batch of a single pair, which has nothing to contrast, does not count."""
         full, rest = divmod(len(self.video), batch_size)

@@ -27,10 +27,12 @@ class LossCurve:
         The CSV file; what was there is replaced.
     task : int
         The task, from 1.
+    advice : str
+        What to do about a loss that is not finite.
     """
 
-    def __init__(self, path: Path, task: int) -> None:
-        self.path, self.task = path, task
+    def __init__(self, path: Path, task: int, advice: str = "") -> None:
+        self.path, self.task, self.advice = path, task, advice
         self.step = 0
         self.pending: list[tuple[int, int, float, dict[str, tuple[Tensor, Tensor]]]] = []
 
@@ -79,7 +81,7 @@ class LossCurve:
             if not math.isfinite(loss):
                 raise UserError(
                     f"task {self.task}, step {step} (epoch {at}): the loss is {loss}; last good epoch: {epoch - 1}. "
-                    "Lower train.lr_first or train.lr_later, or set train.precision=fp32"
+                    f"{self.advice}"
                 )
             for name, (value, weighted) in values.items():
                 row = (self.task, step, at, f"{rate:.3e}", name, f"{value:.6f}", f"{weighted:.6f}")

@@ -20,6 +20,7 @@ from structalign.training.loader import TrainingSet
 from structalign.training.loss_curve import FLUSH_STEPS, LossCurve
 from structalign.training.resume import ResumeFile
 from structalign.util import distributed
+from structalign.util.errors import UserError
 from structalign.util.log import log, progress_bar
 from structalign.util.seeding import generator, seed_everything
 
@@ -105,7 +106,14 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             groups, eps=self.settings.eps, weight_decay=self.settings.weight_decay, fused=self.device.type == "cuda"
         )
+        keys = " and ".join(sorted({f"train.{group['key']}" for group in groups}))
+        self.advice = f"Lower {keys}, or set train.precision=fp32"
         self.steps_per_epoch = data.steps_per_epoch(self.settings.batch_size)
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"task {task}: {data.pairs} pair of video and caption, which has nothing to be told from: raise "
+                "split.shots, add captions, or lower K"
+            )
         steps = self.steps_per_epoch * self.settings.epochs
         warmup = round(self.settings.warmup * steps) if task == 1 else 0
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -119,12 +127,13 @@ class Trainer:
         Raises
         ------
         UserError
-            Where the loss stops being a finite number, with the task, the step and the last good epoch.
+            If the loss or a trained weight stops being a finite number, with the task and the step.
         """
         start = time.perf_counter()
         best = _BestEpoch(self.weights, self.settings.patience, self.settings.min_epochs)
         steps = self.steps_per_epoch * self.settings.epochs
-        with LossCurve(curve, self.task) as rows, progress_bar(steps, f"task {self.task}", "step") as bar:
+        loss_curve = LossCurve(curve, self.task, self.advice)
+        with loss_curve as rows, progress_bar(steps, f"task {self.task}", "step") as bar:
             first, seconds = self._restore(rows, best)
             bar.update(rows.step)
             for epoch in range(first, self.settings.epochs + 1):
@@ -134,8 +143,16 @@ class Trainer:
                     break
                 self._save(epoch, rows, best, seconds + time.perf_counter() - start)
         _put(self.weights, best.kept or self.method.kept() or [])
+        self._check_weights(rows.step)
         seconds += time.perf_counter() - start
         return Cost(seconds, rows.step, self.method.trained_parameters())
+
+    def _check_weights(self, step: int) -> None:
+        """Refuse weights that the last step made useless: no loss was computed with them."""
+        if not all(bool(weight.isfinite().all()) for weight in self.weights):
+            raise UserError(
+                f"task {self.task}: the weights are not finite after step {step}, the last. {self.advice}"
+            )
 
     def _judge(self, epoch: int, best: _BestEpoch, validate: Callable[[], float]) -> bool:
         """Score the weights that would be kept now; return whether to stop."""

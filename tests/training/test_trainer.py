@@ -404,13 +404,42 @@ def test_loss_that_is_not_a_number_names_task_step_and_last_good_epoch(
     method, data = start(config, 1)
     steps = iter(range(4))
 
-    def breaking(batch: Batch, loss: Any = method.loss) -> dict[str, Tensor]:
+    def breaking(batch: Batch, loss: Any = method.loss) -> Terms:
         terms = loss(batch)
-        return terms if next(steps, None) is not None else {**terms, "total": terms["total"] * torch.nan}
+        return terms if next(steps, None) is not None else {"scl": Term(terms["scl"].value * torch.nan)}
 
     monkeypatch.setattr(method, "loss", breaking)
     with pytest.raises(UserError, match=r"task 1, step 5 \(epoch 2\): the loss is nan; last good epoch: 1"):
         Trainer(method, data, config, 1).run(tmp_path / "loss.csv")
+
+
+RATES_OF = [("finetune", 1, "train.lr_clip"), ("structalign", 1, "train.lr_first")]
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "keys"), [*RATES_OF, ("structalign", 2, "train.lr_later and train.lr_scalars")]
+)
+def test_weights_that_the_last_step_breaks_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, task: int, keys: str
+) -> None:
+    config = config_for(name, train={"epochs": 1, "batch_size": 1000})
+    method, data = start(config, task)
+    trainer = Trainer(method, data, config, task)
+
+    def overflow() -> None:
+        trainer.weights[-1].data.fill_(torch.inf)
+
+    monkeypatch.setattr(method, "finish_step", overflow)
+    with pytest.raises(UserError, match=rf"task {task}: the weights are not finite after step 1, .*Lower {keys}, or"):
+        trainer.run(tmp_path / "loss.csv")
+
+
+def test_one_pair_is_nothing_to_train_on() -> None:
+    config = config_for("finetune")
+    method, _ = start(config, 1)
+    one = TrainingSet([Sample("red-0", 0, ("a red picture",))], Memory(), method.retriever, 1)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"task 1: 1 pair of video and caption.*raise split\.shots"):
+        Trainer(method, one, config, 1)
 
 
 def test_best_on_test_keeps_the_best_epoch(tmp_path: Path) -> None:

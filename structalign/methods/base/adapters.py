@@ -12,11 +12,14 @@ class AdapterMethod(Method):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One rate in task 1; from task 2 on, one for attention adapters and one for scalars and prototypes."""
-        train = self.config.train
         attention, scalars = self.retriever.parameter_groups()
         first = self.task == 1
-        groups = [
-            {"name": "attention", "params": attention, "lr": train.lr_first if first else train.lr_later},
-            {"name": "scalars", "params": scalars, "lr": train.lr_first if first else train.lr_scalars},
+        groups = (
+            ("attention", attention, "lr_first" if first else "lr_later"),
+            ("scalars", scalars, "lr_first" if first else "lr_scalars"),
+        )
+        return [
+            {"name": name, "params": weights, "lr": getattr(self.config.train, key), "key": key}
+            for name, weights, key in groups
+            if weights
         ]
-        return [group for group in groups if group["params"]]

@@ -17,7 +17,7 @@ class FullMethod(Method):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Put every trained weight into one group."""
         weights = [weight for weight in self.retriever.parameters() if weight.requires_grad]
-        return [{"name": "clip", "params": weights, "lr": self.config.train.lr_clip}]
+        return [{"name": "clip", "params": weights, "lr": self.config.train.lr_clip, "key": "lr_clip"}]
 
     def loss(self, batch: Batch) -> Terms:
         """Contrast the batch's global features."""

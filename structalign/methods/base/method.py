@@ -118,7 +118,7 @@ class Method:
         return scl, text, video
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameters in groups for the optimizer, each with its name and learning rate."""
+        """Parameters in groups for the optimizer, each with its name, its learning rate, and the key of that rate."""
         return []
 
     def trained_parameters(self) -> int:
