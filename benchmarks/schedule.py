@@ -25,13 +25,14 @@ import torch
 
 from benchmarks.measure import machine
 from benchmarks.step import architecture
+from structalign import paths
 from structalign.cli.params import compose
 from structalign.config.schema import Config
 from structalign.data.tasks import Sample
 from structalign.evaluation.evaluate import rank, recall_over_all
 from structalign.model.clip import save_clip
 from structalign.retrieval.gallery import TaskGallery
-from structalign.training.learner import CLIP, Learner
+from structalign.training.learner import Learner
 from structalign.training.loader import TrainingSet
 from structalign.training.trainer import Trainer
 from structalign.util.checkpoint import Checkpoint
@@ -92,8 +93,8 @@ def random_clip(name: str) -> None:
 
     info = architecture(name)
     torch.manual_seed(0)
-    CLIP.mkdir(parents=True)
-    save_clip(OpenClip(**info.model), info, CLIP)
+    paths.CLIP.mkdir(parents=True)
+    save_clip(OpenClip(**info.model), info, paths.CLIP)
 
 
 def run(config: Config, args: argparse.Namespace) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import nn
 
 from stages.run import run
+from structalign import paths
 from structalign.config.schema import Config
 from structalign.model.clip import ClipInfo, open_clip_backbone, save_clip
 from structalign.retrieval.gallery import save_index
@@ -24,13 +23,13 @@ def main(config: Config) -> None:
     """Get CLIP's weights, by name, from a file, or by training a tiny one; write models/clip and task 0."""
     use_arithmetic(config.threads)
     clip, info = _backbone(config)
-    with fresh_dir(Path("models/clip")) as folder:
+    with fresh_dir(paths.CLIP) as folder:
         save_clip(clip, info, folder)
-    with fresh_dir(Path("models/task-00")) as folder:
+    with fresh_dir(paths.checkpoint(0)) as folder:
         Checkpoint().save(folder)
-    with fresh_dir(Path("data/gallery/after-00")) as folder:
+    with fresh_dir(paths.gallery(0)) as folder:
         save_index(folder, 0)
-    with fresh_dir(Path("metrics/task-00")) as folder:
+    with fresh_dir(paths.record(0)) as folder:
         atomic_write_json(folder / "recall.json", NOTHING_MEASURED)
     log.info(f"{config.backbone.architecture}: {sum(weight.numel() for weight in clip.parameters()):,} parameters")
 

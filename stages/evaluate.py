@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
 
 from stages.run import run
+from structalign import paths
 from structalign.config.schema import Config
 from structalign.data.store import FrameStore
 from structalign.data.tasks import TaskSplit, read_task
@@ -28,31 +28,31 @@ from structalign.util.seeding import use_arithmetic
 def main(config: Config, task: int) -> None:
     """Evaluate after one task: data/gallery/after-NN, and metrics/task-NN with recall over all seen tasks."""
     use_arithmetic(config.threads)
-    split = read_task(Path(f"data/split/task-{task:02d}.json"))
-    learner = Learner(config, split.num_categories, Checkpoint.load(Path(f"models/task-{task:02d}")))
-    store = FrameStore(Path("data/frames"))
-    earlier = Path(f"data/gallery/after-{task - 1:02d}")
+    split = read_task(paths.split(task))
+    learner = Learner(config, split.num_categories, Checkpoint.load(paths.checkpoint(task)))
+    store = FrameStore(paths.FRAMES)
+    earlier = paths.gallery(task - 1)
     frames = learner.encode_clips(store, [sample.clip for sample in split.test])
     galleries = [*load_galleries(earlier), TaskGallery.from_samples(task, split.test, frames)]
     ranking = rank(learner.retriever, galleries, config.similarity, config.evaluate)
 
-    record = Record.load(Path(f"metrics/task-{task - 1:02d}"))
+    record = Record.load(paths.record(task - 1))
     encode = partial(learner.encode_clips, store)
     features = diagnose(record.features, galleries, learner.method, encode, config.evaluate.drift_videos)
     references = reference(
         *_untouched(learner, store, split), split, config.similarity, _next_r1(config, task, learner, store)
     )
     row = record.add_evaluation(config, split, galleries, ranking, features, references)
-    record.add_training(Path(f"plots/loss/task-{task:02d}.csv"), Path(f"metrics/cost/task-{task:02d}.json"))
+    record.add_training(paths.loss_curve(task), paths.cost(task))
 
     record.followed = follow(record.followed, galleries, ranking.scores, config.K, config.seed)
     record.shown = illustrate(record.followed, galleries, record.categories, store)
 
-    with fresh_dir(Path(f"data/gallery/after-{task:02d}")) as folder:
+    with fresh_dir(paths.gallery(task)) as folder:
         copy_galleries(earlier, folder)
         galleries[-1].save(folder)
         save_index(folder, task)
-    with fresh_dir(Path(f"metrics/task-{task:02d}")) as folder:
+    with fresh_dir(paths.record(task)) as folder:
         record.save(folder)
     log.info(f"after task {task}: R@1 {row['r1']:.2f}, R@5 {row['r5']:.2f}, BWF {row['bwf']:.2f}")
 
@@ -67,7 +67,7 @@ def _next_r1(config: Config, task: int, learner: Learner, store: FrameStore) -> 
     """R@1 (percent) of the next task within its own gallery, before it is learnt; None after the last task."""
     if task == config.K:
         return None
-    split = read_task(Path(f"data/split/task-{task + 1:02d}.json"))
+    split = read_task(paths.split(task + 1))
     frames = learner.encode_clips(store, [sample.clip for sample in split.test])
     return recall_within_own_gallery(learner.retriever, split, frames, config.similarity, task)
 

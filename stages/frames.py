@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from stages.run import run
+from structalign import paths
 from structalign.config.schema import Config
 from structalign.data.clips import raw_folder, read_manifest
 from structalign.data.datasets.common import video_root
@@ -16,7 +15,7 @@ from structalign.util.log import log
 def main(config: Config) -> None:
     """Decode the clips of the manifest into data/frames."""
     clips = clips_of(read_manifest(raw_folder(config) / "manifest.jsonl"))
-    with fresh_dir(Path("data/frames")) as folder:
+    with fresh_dir(paths.FRAMES) as folder:
         missing = extract(clips, video_root(config), folder, config.frames, config.machine.num_workers)
     log.info(f"{len(clips) - len(missing)} clips packed, {len(missing)} left out")
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from stages.run import run
+from structalign import paths
 from structalign.config.schema import Config
 from structalign.data.clips import MANIFEST, Clip, raw_folder, read_manifest
 from structalign.data.datasets.published_splits import read_published, require_published, split_file
@@ -13,16 +12,13 @@ from structalign.data.tasks import TaskSplit, task_file, write_task
 from structalign.util.files import fresh_dir
 from structalign.util.log import log
 
-SPLIT = Path("data/split")
-MISSING = Path("data/frames/missing.json")
-
 
 def main(config: Config) -> None:
     """Write `data/split/task-NN.json` for every task."""
     clips = read_manifest(raw_folder(config) / MANIFEST)
-    missing = read_missing(MISSING, clips)
+    missing = read_missing(paths.MISSING, clips)
     splits = divide(config, clips, missing)
-    with fresh_dir(SPLIT) as folder:
+    with fresh_dir(paths.SPLIT) as folder:
         for split in splits:
             write_task(split, folder / task_file(split.task))
     train, test = (sum(len(getattr(split, side)) for split in splits) for side in ("train", "test"))

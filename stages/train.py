@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from stages.run import run
+from structalign import paths
 from structalign.config.schema import Config
 from structalign.data.store import FrameStore
 from structalign.data.tasks import TaskSplit, read_task
@@ -42,7 +43,7 @@ def _train(config: Config, task: int) -> None:
     split, previous, learner = _take_up(config, task)
     resume = ResumeFile(fingerprint(config, task))
     with TemporaryDirectory(prefix="structalign-") as folder:
-        curve = Path(f"plots/loss/task-{task:02d}.csv") if distributed.rank() == 0 else Path(folder) / "loss.csv"
+        curve = paths.loss_curve(task) if distributed.rank() == 0 else Path(folder) / "loss.csv"
         if learner.method.trains and split.train:
             trainer = _trainer(config, split, learner, resume)
             cost = trainer.run(curve)
@@ -54,7 +55,7 @@ def _train(config: Config, task: int) -> None:
     if distributed.rank() > 0:
         return
     names = previous.categories + [category.name for category in split.categories]
-    with fresh_dir(Path(f"models/task-{task:02d}")) as model:
+    with fresh_dir(paths.checkpoint(task)) as model:
         learner.checkpoint(task, names).save(model)
     _write_cost(cost, learner.device, task, curve)
     resume.remove()
@@ -65,20 +66,20 @@ def _take_up(config: Config, task: int) -> tuple[TaskSplit, Checkpoint, Learner]
     """The task's split, what the previous task left, and a learner that is ready to go on from there."""
     use_arithmetic(config.threads)
     use_deterministic(config.train.deterministic)
-    split = read_task(Path(f"data/split/task-{task:02d}.json"))
+    split = read_task(paths.split(task))
     if method_class(config.method.name).needs_all_tasks:
         split = _with_all_training_data(config, split)
-    previous = Checkpoint.load(Path(f"models/task-{task - 1:02d}"))
+    previous = Checkpoint.load(paths.checkpoint(task - 1))
     learner = Learner(config, split.num_categories, previous)
     learner.start(task)
     return split, previous, learner
 
 
 def _trainer(config: Config, split: TaskSplit, learner: Learner, resume: ResumeFile) -> Trainer:
-    earlier = load_galleries(Path(f"data/gallery/after-{split.task - 1:02d}"))
+    earlier = load_galleries(paths.gallery(split.task - 1))
     if learner.method.needs_galleries:
         learner.method.start_galleries(earlier)
-    store = FrameStore(Path("data/frames"))
+    store = FrameStore(paths.FRAMES)
     data = TrainingSet(split.train, store, learner.retriever, config.machine.num_workers)
     validate = None
     if config.train.select == "best_on_test":
@@ -99,7 +100,7 @@ def _recall_on_test(
 
 
 def _all_tasks(config: Config) -> list[TaskSplit]:
-    return [read_task(Path(f"data/split/task-{task:02d}.json")) for task in range(1, config.K + 1)]
+    return [read_task(paths.split(task)) for task in range(1, config.K + 1)]
 
 
 def _with_all_training_data(config: Config, split: TaskSplit) -> TaskSplit:
@@ -113,7 +114,7 @@ def _write_cost(cost: Cost, device: torch.device, task: int, curve: Path) -> Non
     text = curve.read_text(encoding="utf-8")
     training = training_id(text)
     facts = {"steps": cost.steps, "trained_parameters": cost.trained_parameters, "training": training}
-    atomic_write_json(Path(f"metrics/cost/task-{task:02d}.json"), facts)
+    atomic_write_json(paths.cost(task), facts)
     if cost.steps:
         peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_memory_mb()
         keep_cost(training, {"seconds": round(cost.seconds, 2), "peak_memory_mb": round(peak, 1)})

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from structalign import paths
 from structalign.config.schema import Config
 from structalign.data.store import FrameStore
 from structalign.evaluation.search import Hit, SearchIndex
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("plots/search"),
+        default=paths.PLOTS / "search",
         help="folder of the contact sheets (default: %(default)s)",
     )
     args = parse(parser)
@@ -105,7 +106,7 @@ def main() -> None:
         if args.top < 1:
             raise UserError(f"--top {args.top}: must be at least 1")
         args.output.mkdir(parents=True, exist_ok=True)
-        store = FrameStore(Path("data/frames"))
+        store = FrameStore(paths.FRAMES)
         for after in tasks:
             hits = SearchIndex(config, after).search(args.query, args.top)
             Console(width=None if sys.stdout.isatty() else 160).print(hits_table(args.query, after, hits))

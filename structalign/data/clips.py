@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from structalign import paths
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_text
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from structalign.config.schema import Config
 
 MANIFEST = "manifest.jsonl"
-RAW = Path("data/raw")
 
 # Ids become names inside the frame shards, so only characters that every file system and archive takes.
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}")
@@ -222,4 +222,4 @@ def _conflicts(clips: list[Clip]) -> Iterator[tuple[int, str]]:
 
 def raw_folder(config: Config) -> Path:
     """Return the folder that the stage `download` writes: manifest, split files, and generated videos."""
-    return RAW / config.data.name
+    return paths.RAW / config.data.name

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from structalign import paths
 from structalign.config.schema import Config
 from structalign.data.clips import raw_folder, read_manifest
 from structalign.data.tasks import read_task
@@ -64,10 +64,10 @@ class SearchIndex:
     def __init__(self, config: Config, after: int) -> None:
         if not 1 <= after <= config.K:
             raise UserError(f"--after {after}: tasks go from 1 to {config.K}")
-        checkpoint = Checkpoint.load(Path(f"models/task-{after:02d}"))
-        split = read_task(Path(f"data/split/task-{after:02d}.json"))
+        checkpoint = Checkpoint.load(paths.checkpoint(after))
+        split = read_task(paths.split(after))
         self.config, self.after = config, after
-        self.galleries = load_galleries(Path(f"data/gallery/after-{after:02d}"))
+        self.galleries = load_galleries(paths.gallery(after))
         self.categories = checkpoint.categories
         self.learner = Learner(config, split.num_categories, checkpoint)
         self.ranker = Ranker(self.learner.retriever, self.galleries, config.similarity, config.evaluate)

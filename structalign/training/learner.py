@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import torch
 
+from structalign import paths
 from structalign.config.schema import Config
 from structalign.data.store import FrameStore
 from structalign.losses.contrastive import pool_frames
@@ -20,8 +20,6 @@ from structalign.util.checkpoint import Checkpoint
 from structalign.util.distributed import pick_device
 from structalign.util.errors import UserError
 from structalign.util.seeding import derive_seed
-
-CLIP = Path("models/clip")
 
 
 def compile_encoders(retriever: Retriever) -> None:
@@ -66,7 +64,7 @@ class Learner:
 
     def _fresh_retriever(self) -> Retriever:
         """CLIP with untouched adapters, on the CPU."""
-        clip, info = load_clip(CLIP)
+        clip, info = load_clip(paths.CLIP)
         trains: Trainable = "all" if method_class(self.config.method.name).trains_clip else "adapters"
         seed = derive_seed(self.config.seed, 0, 2)
         return Retriever(clip, info, self.config.model, num_tasks=self.config.K, seed=seed, trainable=trains)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from structalign import paths
 from structalign.config.pipeline import ROOT, dependencies, is_code, stage_entry
 from structalign.config.schema import Config
 from structalign.methods.base.discover import method_class
@@ -50,7 +51,7 @@ def fingerprint(config: Config, task: int) -> str:
         digest.update(str(path.relative_to(root)).encode())
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    for line in _shard_checksums(sorted(Path("data/frames").glob("*.zip"))):
+    for line in _shard_checksums(sorted(paths.FRAMES.glob("*.zip"))):
         digest.update(line.encode())
     return digest.hexdigest()[:20]
 
@@ -65,7 +66,7 @@ def _inputs(config: Config, task: int) -> Iterator[tuple[Path, Path]]:
         if name == "data/frames":
             name = "data/frames/index.json"
         elif name == "data/split" and not method_class(config.method.name).needs_all_tasks:
-            name = f"data/split/task-{task:02d}.json"
+            name = str(paths.split(task))
         for path in [root / name] if (root / name).is_file() else (root / name).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 yield root, path

@@ -48,9 +48,10 @@ def closure(start: Path) -> set[Path]:
 def computes(path: Path) -> bool:
     """Whether a module can change a number.
 
-    What reads parameters, reports errors, logs, or starts processes cannot, as long as it has no arrays.
+    What reads parameters, names paths, reports errors, logs, or starts processes cannot, if it has no arrays.
     """
-    tools = path.is_relative_to(ROOT / "structalign/util") or path.is_relative_to(ROOT / "structalign/config")
+    library = ROOT / "structalign"
+    tools = path.parent == library or any(path.is_relative_to(library / name) for name in ("config", "util"))
     text = path.read_text(encoding="utf-8")
     return path.name != "__init__.py" and (not tools or "import torch" in text or "import numpy" in text)
 
