@@ -1,12 +1,27 @@
-"""Compare runs over the same seeds: mean and spread per run, and paired differences against a reference."""
+"""Compare runs over the same seeds: means, paired differences with their significance, and recall by task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from scipy import stats
+
+CONFIDENCE = 0.95
+
+MEANS = {"r1": ("R@1", 2), "r5": ("R@5", 2), "r10": ("R@10", 2), "medr": ("median rank", 1), "bwf": ("BWF", 2)}
+"""Columns of means and standard deviations: title and digits."""
+
+DIFFERENCES = {"r1": "R@1", "bwf": "BWF"}
+"""What is paired with the reference."""
+
+COSTS = {
+    "trained_parameters": "trained parameters",
+    "train_seconds": "training, s",
+    "peak_memory_mb": "peak memory, MB",
+}
 
 
 @dataclass(frozen=True)
@@ -18,7 +33,9 @@ class Paired:
     mean : float
         Mean of run minus reference, in percentage points.
     low, high : float
-        Confidence interval of that mean (Student's t); NaN with fewer than two common seeds.
+        95% confidence interval of that mean (Student's t); NaN with fewer than two common seeds.
+    p : float
+        Two-sided p-value of the exact sign-flip permutation test; NaN with fewer than two common seeds.
     seeds : int
         Number of common seeds.
     """
@@ -26,42 +43,63 @@ class Paired:
     mean: float
     low: float
     high: float
+    p: float
     seeds: int
 
     def __str__(self) -> str:
         if self.seeds < 2:
             return f"{self.mean:+.2f}"
-        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}], p = {self.p:.3g}"
 
 
-def paired_difference(run: pd.Series, reference: pd.Series, confidence: float = 0.95) -> Paired:
+def paired_difference(run: pd.Series, reference: pd.Series) -> Paired:
     """Compare two runs seed by seed.
 
     Published gaps are about one point, less than seeds differ among themselves; the pairs share data, order and
-    initialisation, so their difference is the sharper measure.
+    initialisation, so their difference is the sharper measure. Under the hypothesis of no difference its sign is
+    as likely to be the other one for every seed: the test takes all 2^n sign patterns.
 
     Parameters
     ----------
     run, reference : Series
         Values indexed by seed.
-    confidence : float
-        Level of the interval.
     """
     both = pd.concat([run, reference], axis=1, join="inner").dropna()
-    difference = (both.iloc[:, 0] - both.iloc[:, 1]).to_numpy()
+    difference = (both.iloc[:, 0] - both.iloc[:, 1]).to_numpy(dtype=float)
     mean = float(difference.mean()) if len(difference) else float("nan")
     if len(difference) < 2:
-        return Paired(mean, float("nan"), float("nan"), len(difference))
-    error = stats.sem(difference)
-    if error == 0:
-        return Paired(mean, mean, mean, len(difference))
-    low, high = stats.t.interval(confidence, len(difference) - 1, loc=mean, scale=error)
-    return Paired(mean, float(low), float(high), len(difference))
+        return Paired(mean, float("nan"), float("nan"), float("nan"), len(difference))
+    if np.ptp(difference) == 0:
+        low, high = mean, mean
+    else:
+        spread = stats.sem(difference)
+        low, high = map(float, stats.t.interval(CONFIDENCE, len(difference) - 1, loc=mean, scale=spread))
+    return Paired(mean, low, high, sign_flip_p(difference), len(difference))
 
 
-def spread(values: pd.Series) -> str:
+def sign_flip_p(difference: np.ndarray) -> float:
+    """Two-sided p-value of the exact sign-flip permutation test of a zero mean.
+
+    Parameters
+    ----------
+    difference : ndarray, shape (n,)
+        One a pair. All 2^n sign patterns are taken, so that p is at least 2 / 2^n.
+    """
+    pairs = (difference, np.zeros_like(difference))
+
+    def mean_difference(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
+        return np.mean(first - second, axis=axis)
+
+    test = stats.permutation_test(
+        pairs, mean_difference, permutation_type="samples", n_resamples=np.inf, vectorized=True
+    )
+    return float(test.pvalue)
+
+
+def spread(values: pd.Series, digits: int = 2) -> str:
     """Mean and sample standard deviation as `12.34 ± 0.56`."""
-    return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else f"{values.mean():.2f}"
+    deviation = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{deviation}"
 
 
 def named_warnings(runs: pd.DataFrame) -> list[str]:
@@ -79,7 +117,7 @@ def comparison_table(runs: pd.DataFrame, labels: Sequence[str], reference: str) 
     Parameters
     ----------
     runs : DataFrame
-        A row a run: label, seed, r1 (percent), bwf (points), trained_parameters, train_seconds.
+        A row a run: label, seed, r1, r5, r10 (percent), medr, bwf (points), and of `COSTS` what was recorded.
     labels : sequence of str
         Which labels, in which order; those without a finished run are left out.
     reference : str
@@ -89,25 +127,28 @@ def comparison_table(runs: pd.DataFrame, labels: Sequence[str], reference: str) 
     -------
     DataFrame of str, ready to print.
     """
-    base = runs[runs.label == reference].set_index("seed")
+    by_label = {label: group.set_index("seed") for label, group in runs.groupby("label")}
+    base = by_label.get(reference)
     rows = []
-    for label in labels:
-        group = runs[runs.label == label].set_index("seed")
-        if group.empty:
-            continue
-        row = {"run": label, "seeds": str(len(group)), "R@1": spread(group.r1), "BWF": spread(group.bwf)}
-        for column, name in (("r1", "R@1"), ("bwf", "BWF")):
-            same = label == reference or base.empty
-            row[f"{name} - {reference} [95%]"] = "" if same else str(paired_difference(group[column], base[column]))
-        row["trained parameters"] = f"{int(group.trained_parameters.max()):,}"
-        if "train_seconds" in group:  # known only if this machine ran them
-            row["training, s"] = f"{group.train_seconds.mean():.0f}"
+    for label in (label for label in labels if label in by_label):
+        group = by_label[label]
+        row = {"run": label, "seeds": str(len(group))}
+        row |= {title: spread(group[key], digits) for key, (title, digits) in MEANS.items() if key in group}
+        for key, title in DIFFERENCES.items():
+            difference = "" if base is None or label == reference else paired_difference(group[key], base[key])
+            row[f"{title} - {reference} [95%]"] = str(difference)
+        known = [key for key in COSTS if key in group and group[key].notna().any()]
+        row |= {COSTS[key]: f"{group[key].mean():,.0f}" for key in known}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("")
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """Write a table as Markdown."""
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False)]
-    return "\n".join(lines) + "\n"
+def notes(runs: pd.DataFrame) -> list[str]:
+    """Sentences that must stand below the table: how to read its differences, and warnings."""
+    seeds = runs.seed.nunique()
+    reading = (
+        "Means ± sample standard deviation. Differences are paired by seed, with Student's 95% interval and the "
+        f"p-value of the exact sign-flip permutation test: over {seeds} seeds it cannot go below {2 / 2**seeds:.3g}. "
+        "It is not corrected for the number of rows."
+    )
+    return [reading] * (seeds > 1) + [f"{warning}." for warning in named_warnings(runs)]

@@ -536,32 +536,43 @@ def recall_against_bwf(runs: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @_styled
-def compare_recall(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Draw recall by task for several revisions, also of different numbers of tasks.
+def compare_recall(curves: pd.DataFrame) -> Figure:
+    """Draw recall and forgetting by task for several runs, also of different numbers of tasks.
 
     Parameters
     ----------
-    runs : mapping of str to sequence of mapping
-        Per revision its rows of `structalign.report.tables.recall_table`. Check with
-        `structalign.report.tables.check_same_data` that they ranked the same data.
+    curves : DataFrame
+        A row a run, seed and task: label, seed, after, r1 (percent), bwf (points). Check with
+        `structalign.report.tables.check_same_data` that runs of one seed ranked the same data.
 
     Returns
     -------
     Figure
+        Lines are means over seeds, bands one standard deviation.
     """
     figure, panels = _figure(1, 2, width=10.5, height=4)
-    for index, (name, rows) in enumerate(runs.items()):
-        after = [row["after"] for row in rows]
-        style = _line_style(index)
-        for axes, key in zip(panels, ("r1", "bwf"), strict=True):
-            axes.plot(after, [row[key] for row in rows], label=name, **style)
-    longest = max((row["after"] for rows in runs.values() for row in rows), default=1)
+    looks = {label: _line_style(index) for index, label in enumerate(dict.fromkeys(curves.label))}
+    for axes, key in zip(panels, ("r1", "bwf"), strict=True):
+        sns.lineplot(
+            curves,
+            x="after",
+            y=key,
+            hue="label",
+            style="label",
+            palette={label: look["color"] for label, look in looks.items()},
+            markers={label: look["marker"] for label, look in looks.items()},
+            dashes={label: "" if look["linestyle"] == "-" else (4, 2) for label, look in looks.items()},
+            errorbar="sd",
+            err_kws={"alpha": 0.12, "linewidth": 0},
+            markeredgewidth=0,
+            ax=axes,
+        )
+        axes.get_legend().remove()
+        _task_axis(axes, range(1, int(curves.after.max()) + 1))
     panels[0].set(title="Recall over all tasks seen so far", ylabel="R@1 (%)")
     panels[1].set(title="Backward forgetting (lower is better)", ylabel="BWF (percentage points)")
     panels[1].axhline(0, color=_GREY, linewidth=1)
-    for axes in panels:
-        _task_axis(axes, range(1, longest + 1))
-    _legend_beside(panels[-1], "revision")
+    _legend_beside(panels[-1], "run")
     figure.suptitle("Recall and forgetting by task")
     return figure
 

@@ -83,14 +83,20 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: missing or damaged ({error}); {MEND}") from None
 
 
+PROJECT_VARIABLE = "STRUCTALIGN_PROJECT"
+"""Environment variable that tells a run in a clone where the project lies whose clone it is."""
+
+
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """Resolve a path of the user's: a relative one counts from the project, in DVC's temporary copies as well."""
+    """Resolve a path of the user's: a relative one counts from the project, in its temporary copies as well."""
     found = Path(path).expanduser()
     return found if found.is_absolute() else Path(os.path.relpath(project_folder() / found))
 
 
 def project_folder() -> Path:
-    """Where the project lies: here, or above one of DVC's temporary copies, which are thrown away after a run."""
+    """Where the project lies: here, or, in a copy that is thrown away after a run, where the copy was taken."""
     here = Path.cwd()
+    if PROJECT_VARIABLE in os.environ:
+        return Path(os.environ[PROJECT_VARIABLE])
     copies = [parent for parent in here.parents if here.is_relative_to(parent / ".dvc" / "tmp" / "exps")]
     return copies[0] if copies else here

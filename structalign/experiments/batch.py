@@ -1,0 +1,85 @@
+"""Many runs at once: which are missing, what they share, and what became of each."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from contextlib import closing
+
+from structalign.experiments.executors import Fleet, Resources
+from structalign.experiments.results import finished
+from structalign.experiments.run import Experiment, Place, Preparation, last_error
+from structalign.experiments.study import SHARED_STAGES, Run, to_prepare
+from structalign.util.log import log, progress_bar
+
+ARRIVAL_SECONDS = 15
+"""How long a shared file system may take to show what another machine wrote."""
+
+
+def run_missing(runs: Sequence[Run], place: Place, resources: Resources) -> dict[str, str]:
+    """Run what the project does not have yet.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    place : Place
+    resources : Resources
+
+    Returns
+    -------
+    dict of str to str
+        What went wrong, by name of the run; empty if the project has them all.
+
+    Raises
+    ------
+    UserError
+        Before anything starts: if overrides do not compose, or the executor cannot be had.
+    """
+    present = finished(place.source.project)
+    missing = [run for run in runs if run.name not in present]
+    log.info(
+        f"{len(runs) - len(missing)} of {len(runs)} runs are there" + (f": {len(missing)} to go" * bool(missing))
+    )
+    fleet = Fleet(resources, place.scratch)
+    prepare(missing, place, fleet)
+    work = {run.name: Experiment(place, run.name, run.overrides) for run in missing}
+    errors = {}
+    with progress_bar(len(work), "runs", "run") as bar, closing(fleet.run(work)) as ended:
+        for name in ended:
+            bar.update()
+            if not _arrived(name, place, 0 if fleet.local else ARRIVAL_SECONDS):
+                path = place.log(name)
+                errors[name] = last_error(path) or "it was killed"
+                log.error(f"{name}: {errors[name]} ({path})")
+    return errors
+
+
+def prepare(runs: Sequence[Run], place: Place, fleet: Fleet) -> None:
+    """Make what runs share, before they start; see that their overrides compose.
+
+    What fails here is told by the runs, which meet it again.
+
+    Raises
+    ------
+    UserError
+        If overrides do not compose.
+    """
+    variants = to_prepare(runs)
+    if len(runs) < 2:
+        return
+    digest = hashlib.sha256(repr((variants, place.source.commit)).encode() + place.source.patch).hexdigest()
+    name = f"prepare-{digest[:12]}"
+    log.info(f"preparing data and backbone, {len(variants)} variants ({place.log(name)})")
+    with closing(fleet.run({name: Preparation(place, name, SHARED_STAGES, variants)})) as ended:
+        for _ in ended:
+            pass
+
+
+def _arrived(name: str, place: Place, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while name not in finished(place.source.project):
+        if time.monotonic() >= deadline or last_error(place.log(name)):
+            return False
+        time.sleep(1)
+    return True

@@ -1,0 +1,240 @@
+"""One experiment, from start to end, in a clone of the project: what an executor runs, on whatever machine.
+
+A run may be killed at any moment and called again. The clone is thrown away; what its finished stages made is in
+DVC's cache, and an interrupted training resumes from the project's `.cache/resume`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+from filelock import FileLock
+from submitit.helpers import DelayedSubmission
+
+from structalign.experiments.results import finished
+from structalign.experiments.source import Source, git
+from structalign.util.errors import UserError
+from structalign.util.files import PROJECT_VARIABLE
+
+RUN_VARIABLE = "STRUCTALIGN_RUN"
+"""Environment variable of every process of a run: its clone. So processes that outlived their parent are found."""
+
+STARTED = "=== started "
+_LOGGED_ERROR = re.compile(r"\d\d:\d\d:\d\d ERROR +(.+)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs happen and what they share.
+
+    Attributes
+    ----------
+    source : Source
+        The code that they run.
+    scratch : Path
+        Folder for clones, logs and locks, on a file system that all machines share.
+    cache : Path
+        The project's DVC cache.
+    """
+
+    source: Source
+    scratch: Path
+    cache: Path
+
+    def log(self, name: str) -> Path:
+        """Where a run's output goes."""
+        return self.scratch / "logs" / f"{name}.log"
+
+    @contextmanager
+    def clone(self, name: str) -> Iterator[Path]:
+        """Yield a fresh clone of one's own; whatever runs in it ends with the block, and so does the clone."""
+        folder = self.scratch / name
+        end_processes(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            self.source.clone(folder, self.cache)
+            yield folder
+        finally:
+            end_processes(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Wait until nobody else is at the run `name`, and keep others off it."""
+        locks = self.scratch / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / f"{name}.lock", poll_interval=1):
+            yield
+
+    def call(self, name: str, folder: Path, *arguments: str) -> None:
+        """Run a Python module in a clone; its output goes to the run's log.
+
+        Raises
+        ------
+        UserError
+            If it fails; the log says why.
+        """
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        marks = {RUN_VARIABLE: str(folder), PROJECT_VARIABLE: str(self.source.project)}
+        environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", **marks}
+        with self.log(name).open("ab") as log:
+            command = [sys.executable, "-m", *arguments]
+            status = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log).wait()
+        if status:
+            raise UserError(last_error(self.log(name)) or f"{arguments[0]} ended with exit status {status}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to do at a place, once at a time; submitit calls it, and calls it again after a preemption.
+
+    Attributes
+    ----------
+    place : Place
+    name : str
+    """
+
+    place: Place
+    name: str
+
+    def __call__(self) -> None:
+        """Do it unless it has been done; exit with status 1 if it fails."""
+        try:
+            self.do()
+        except UserError:
+            sys.exit(1)
+
+    def do(self) -> None:
+        """Do it unless it has been done.
+
+        Raises
+        ------
+        UserError
+            If it fails; the last line of the log says the same.
+        """
+        log = self.place.log(self.name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with self.place.alone(self.name):
+            if self.is_done():
+                return
+            note(log, f"{STARTED}{datetime.now():%Y-%m-%d %H:%M:%S} on {os.uname().nodename}")
+            try:
+                with self.place.clone(self.name) as folder:
+                    self.work(folder)
+            except (UserError, OSError) as error:
+                reason = " ".join(str(error).split())
+                note(log, f"ERROR: {reason}")
+                raise UserError(reason) from None
+
+    def checkpoint(self) -> DelayedSubmission:
+        """End what runs before the machine is taken away; the same again is what goes on later."""
+        end_processes(self.place.scratch / self.name)
+        return DelayedSubmission(self)
+
+    def is_done(self) -> bool:
+        """Whether somebody else has done it."""
+        raise NotImplementedError
+
+    def work(self, folder: Path) -> None:
+        """Do it in a fresh clone."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Experiment(Job):
+    """`dvc exp run`, whose result goes to the project.
+
+    Attributes
+    ----------
+    overrides : tuple of str
+        As `dvc exp run -S` takes them.
+    """
+
+    overrides: tuple[str, ...]
+
+    def is_done(self) -> bool:
+        """Whether the project has the experiment."""
+        return self.name in finished(self.place.source.project)
+
+    def work(self, folder: Path) -> None:
+        """Run the chain and hand the experiment over."""
+        settings = [part for item in self.overrides for part in ("-S", item)]
+        self.place.call(self.name, folder, "dvc", "exp", "run", "--name", self.name, *settings)
+        made = finished(folder)[self.name]
+        git("push", "--quiet", "origin", f"{made}:{made}", folder=folder)
+
+
+@dataclass(frozen=True)
+class Preparation(Job):
+    """What several experiments share, made once, so that they find it in DVC's cache.
+
+    Attributes
+    ----------
+    stages : tuple of str
+        The stages to make, with what they need.
+    variants : tuple of tuple of str
+        Overrides of one experiment for each different thing to prepare.
+    """
+
+    stages: tuple[str, ...]
+    variants: tuple[tuple[str, ...], ...]
+
+    def is_done(self) -> bool:
+        """Never: DVC knows what is there."""
+        return False
+
+    def work(self, folder: Path) -> None:
+        """Run the stages for one variant after another; one that fails does not keep the others off."""
+        failures = []
+        for overrides in self.variants:
+            try:
+                self.place.call(self.name, folder, "structalign", "params", *overrides)
+                self.place.call(self.name, folder, "dvc", "repro", *self.stages)
+            except UserError as error:
+                failures.append(str(error))
+        if failures:
+            raise UserError("; ".join(dict.fromkeys(failures)))
+
+
+def end_processes(folder: Path) -> None:
+    """Kill every process of this machine that belongs to the run in `folder`."""
+    while found := [process for process in psutil.process_iter() if _belongs(process, folder)]:
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(found, timeout=20)
+
+
+def _belongs(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.environ().get(RUN_VARIABLE) == str(folder) and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, OSError):  # of another user, or gone
+        return False
+
+
+def last_error(log: Path) -> str:
+    """Find what went wrong in the last attempt that a log tells of; empty if it does not say.
+
+    What a stage said is worth more than DVC's remark that the stage failed.
+    """
+    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n") if log.exists() else ""
+    lines = [line.strip() for line in text.rpartition(STARTED)[2].splitlines()[1:] if line.strip()]
+    stage = [match[1] for line in lines if (match := _LOGGED_ERROR.match(line))]
+    others = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return (stage or others or [""])[-1]
+
+
+def note(log: Path, line: str) -> None:
+    """Add a line to a log; a full disk may refuse it."""
+    with suppress(OSError), log.open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")

@@ -1,0 +1,165 @@
+"""What a study asks for: labels and seeds, the overrides that make them, and a name for every run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from structalign.cli.params import compose
+from structalign.experiments.source import Source
+from structalign.util.errors import UserError
+
+STUDIES = Path("conf/study")
+
+SHARED_STAGES = ("split", "backbone")
+"""What the first training needs; DVC makes what these need as well. Runs that agree in it share it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study.
+
+    Attributes
+    ----------
+    name : str
+        The experiment's; it changes with all that decides the result.
+    label : str
+        What the study calls it.
+    seed : int
+    overrides : tuple of str
+        As `dvc exp run -S` takes them, the seed included.
+    """
+
+    name: str
+    label: str
+    seed: int
+    overrides: tuple[str, ...]
+
+
+def read_study(name: str) -> dict[str, list[str]]:
+    """Read `conf/study/<name>.yaml`: labels with the overrides that make them.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or it is not a list of overrides for each of some labels.
+    """
+    path = STUDIES / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise UserError(f"{path}: no such study; there are {known}")
+    try:
+        study = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(study, dict) or not study:
+        raise UserError(f"{path}: no runs; a line such as `without CRP: [loss.crp_weight=0]` makes one")
+    for label, overrides in study.items():
+        if not isinstance(overrides, list) or not all(isinstance(item, str) for item in overrides):
+            raise UserError(f"{path}: {label}: must be a list of overrides, such as [loss.crp_weight=0]")
+    return {str(label): overrides for label, overrides in study.items()}
+
+
+def runs_of(
+    study: str, labels: dict[str, list[str]], common: Sequence[str], seeds: Iterable[int], source: Source
+) -> list[Run]:
+    """List the runs of a study: every label with every seed.
+
+    Parameters
+    ----------
+    study : str
+        Its name.
+    labels : dict of str to list of str
+        Overrides by label.
+    common : sequence of str
+        Overrides of every run; a label's own come after them.
+    seeds : iterable of int
+    source : Source
+        The code that will run.
+    """
+    words = words_of(common)
+    return [
+        make_run([study, label, *words], label, seed, [*common, *overrides], source)
+        for seed in seeds
+        for label, overrides in labels.items()
+    ]
+
+
+def make_run(words: Sequence[str], label: str, seed: int, overrides: Sequence[str], source: Source) -> Run:
+    """Name a run: words for the reader, then its commit and a hash of overrides and uncommitted changes."""
+    settings = (*overrides, f"seed={seed}")
+    digest = hashlib.sha256(json.dumps(settings).encode() + source.patch).hexdigest()
+    name = slug([*words, f"seed{seed}", source.commit[:7], digest[:8]])
+    return Run(name, label, seed, settings)
+
+
+def words_of(overrides: Iterable[str]) -> list[str]:
+    """Take what a reader wants to see in a name: the data set and the number of tasks."""
+    return [match[1] for item in overrides if (match := re.fullmatch(r"(?:data|K)=(\w+)", item))]
+
+
+def slug(words: Iterable[str]) -> str:
+    """Join words to a name that git, DVC, Slurm and file systems accept."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
+
+
+def composed(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
+    """Compose the parameters of every run, before any of them starts.
+
+    Raises
+    ------
+    UserError
+        If a run's overrides do not compose; the message names the run's label.
+    """
+    parameters = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "params.yaml")
+        for run in runs:
+            try:
+                compose(list(run.overrides), path)
+            except UserError as error:
+                raise UserError(f"{run.label}: {error}") from None
+            parameters[run.name] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return parameters
+
+
+def to_prepare(runs: Sequence[Run]) -> tuple[tuple[str, ...], ...]:
+    """Pick a run for each different thing that must be made before the runs may start at a time.
+
+    Returns
+    -------
+    tuple of tuple of str
+        The overrides of those runs.
+    """
+    keys = sorted(shared_parameters(Path("dvc.yaml")))
+    variants: dict[str, tuple[str, ...]] = {}
+    for run, parameters in zip(runs, composed(runs).values(), strict=True):
+        variants.setdefault(json.dumps([_value(parameters, key) for key in keys]), run.overrides)
+    return tuple(variants.values())
+
+
+def shared_parameters(path: Path) -> set[str]:
+    """Keys of the parameters that the stages before training depend on, as `dvc.yaml` has them."""
+    stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    makers = {out: name for name, stage in stages.items() for out in stage.get("outs", ()) if isinstance(out, str)}
+    found: set[str] = set()
+    names = list(SHARED_STAGES)
+    while names:
+        stage = stages.get(names.pop(), {})
+        found.update(stage.get("params", ()))
+        names += [makers[path] for path in stage.get("deps", ()) if path in makers]
+    return found
+
+
+def _value(parameters: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        parameters = parameters.get(part, {})
+    return parameters
