@@ -1,6 +1,7 @@
 """Print experiments so that a person can read them: what each changed, and what came of it.
 
     structalign show
+    structalign show --study ablation
 
 takes what `dvc exp show` knows. DVC gives every parameter that differs anywhere a column of its own; here each
 experiment names what it changed against the commit that it stands under.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from structalign.evaluation.metric_table import COST, METRICS
+from structalign.experiments.study import slug
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.cost import known_cost
 from structalign.util.errors import UserError
@@ -88,6 +91,17 @@ def experiments_table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
     return table
 
 
+def of_study(rows: Sequence[Row], study: str) -> list[Row]:
+    """Keep a study's experiments, by name: so seeds of a label are neighbours in whatever order they ended."""
+    kept: list[Row] = []
+    for commit in (row for row in rows if row["typ"] == "baseline"):
+        after = rows[rows.index(commit) + 1 :]
+        below = list(itertools.takewhile(lambda row: row["typ"] != "baseline", after))
+        named = [row for row in below if row["Experiment"].startswith(f"{slug([study])}-")]
+        kept += [commit, *sorted(named, key=lambda row: row["Experiment"])]
+    return kept
+
+
 def _remarks(row: Row, base: Row, keys: Sequence[str]) -> str:
     changed = changes(row, base, keys)
     more = [f"and {len(changed) - NAMED} more"] if len(changed) > NAMED else []
@@ -102,12 +116,14 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--num", type=int, default=1, help="commits to show, newest first (default: %(default)s)")
+    parser.add_argument("--study", default=None, help="only what `structalign compare --study` made of this one")
     args = parse(parser)
     with errors_in_one_line(args.debug):
         command = ["dvc", "exp", "show", "--csv", "--num", str(args.num)]
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         if done.returncode != 0:
             raise UserError(f"dvc exp show: {' '.join(done.stderr.split())}")
-        rows = list(csv.DictReader(done.stdout.splitlines()))
+        rows: list[Row] = list(csv.DictReader(done.stdout.splitlines()))
+        rows = of_study(rows, args.study) if args.study else rows
         keys = parameters(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")))
         Console(width=None if sys.stdout.isatty() else 160).print(experiments_table(rows, keys))

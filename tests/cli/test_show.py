@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from structalign.cli.show import NAMED, changes, experiments_table, parameters
+from structalign.cli.show import NAMED, changes, experiments_table, of_study, parameters
 
 VALUES = {"about": "x", "tasks": {"01": {"id": 1}}, "last": "01", "K": 5, "variant": "method"}
 VALUES |= {"data": {"name": "shapes", "shots": 1}, "loss": {"etf": {"weight": 0.1}}, "train": {"select": "last"}}
@@ -54,3 +54,11 @@ def test_a_leaked_test_set_a_failure_and_many_changes_are_shown() -> None:
 
 def test_names_are_printed_as_they_are() -> None:
     assert any("[bold]x[/bold]" in line for line in printed(BASE, experiment("[bold]x[/bold]")))
+
+
+def test_a_study_s_experiments_stand_by_name_below_their_commits() -> None:
+    older = {**BASE, "rev": "older"}
+    names = ("full-b-seed1", "budget-a-seed0", "full-b-seed0", "fuller-a-seed0")
+    rows = of_study([BASE, *map(experiment, names), older, experiment("full-a-seed0")], "Full")
+    shown = [row["Experiment"] or row["rev"] for row in rows]
+    assert shown == ["main", "full-b-seed0", "full-b-seed1", "older", "full-a-seed0"]

@@ -63,7 +63,7 @@ CHAIN = {
     },
 }
 
-KEPT = ("structalign", "conf", ".dvc/config", ".dvcignore", ".gitignore", "params.yaml")
+KEPT = ("structalign", "conf", ".dvc/config", ".dvcignore", ".gitignore")
 STUDY = {"full": [], "finetune": ["method=finetune"], "without CRP": ["loss.crp_weight=0"]}
 
 
@@ -85,6 +85,8 @@ class LightProject:
         self.write("stages/light.py", STAGE)
         self.write("conf/study/light.yaml", yaml.safe_dump(STUDY, sort_keys=False))
         self.write(".gitignore", (folder / ".gitignore").read_text() + "/calls\n/hold\n/training-*\n")
+        status, printed = self.call("params")
+        assert status == 0, printed
         self.git("init", "--quiet")
         self.git("add", "--all")
         self.commit("start")
