@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -127,9 +128,9 @@ def compare(args: argparse.Namespace) -> None:
         raise UserError(f"{len(errors)} of {len(runs)} runs are missing; the same command runs them again")
 
 
-def place_of(project: Path, scratch: Path | None) -> Place:
-    """Take the code as it is now; say so if it is not that of a commit."""
-    source = Source.of(project)
+def place_of(project: Path, scratch: Path | None, without: Sequence[str] = ()) -> Place:
+    """Take the code as it is now, without changes in some folders; say so if it is not that of a commit."""
+    source = Source.of(project, without)
     if changed := source.changed_files():
         log.warning(f"uncommitted changes go into every run, and into its name: {', '.join(changed)}")
     return Place(source, (scratch or project / ".cache/runs").resolve(), dvc_cache(project))

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +32,9 @@ RUN_VARIABLE = "STRUCTALIGN_RUN"
 """Environment variable of every process of a run: its clone. So processes that outlived their parent are found."""
 
 STARTED = "=== started "
+
+GRACE_SECONDS = 600
+"""Longer than Slurm waits between asking a job to end and ending it."""
 _LOGGED_ERROR = re.compile(r"\d\d:\d\d:\d\d ERROR +(.+)")
 
 
@@ -90,6 +95,10 @@ class Place:
         with self.log(name).open("ab") as log:
             command = [sys.executable, "-m", *arguments]
             status = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log).wait()
+        if status == -signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+            time.sleep(GRACE_SECONDS)  # Slurm takes the machine away: our end would count as that of the job
+        if status < 0:
+            raise UserError(f"it was killed ({signal.Signals(-status).name})")
         if status:
             raise UserError(last_error(self.log(name)) or f"{arguments[0]} ended with exit status {status}")
 

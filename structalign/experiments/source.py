@@ -6,6 +6,7 @@ import configparser
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +67,14 @@ class Source:
     patch: bytes
 
     @classmethod
-    def of(cls, project: Path) -> Source:
+    def of(cls, project: Path, without: Sequence[str] = ()) -> Source:
         """Take the code as it is now; neither the work tree nor its index is touched.
+
+        Parameters
+        ----------
+        project : Path
+        without : sequence of str
+            Folders whose changes do not count.
 
         Raises
         ------
@@ -79,9 +86,10 @@ class Source:
             index = Path(temporary, "index")
             present = [path for path in CODE if (project / path).exists()]
             git("read-tree", commit, folder=project, index=index)
-            git("add", "--all", "--", *present, *NOT_CODE, folder=project, index=index)
+            excluded = [*NOT_CODE, *(f":!{path}" for path in without)]
+            git("add", "--all", "--", *present, *excluded, folder=project, index=index)
             options = ("--cached", "--binary", "--full-index", "--no-color", "--no-ext-diff")
-            patch = git("diff", *options, commit, "--", *CODE, *NOT_CODE, folder=project, index=index)
+            patch = git("diff", *options, commit, "--", *CODE, *excluded, folder=project, index=index)
         return cls(project, commit, patch)
 
     def changed_files(self) -> list[str]:
