@@ -60,11 +60,13 @@ class ModelConfig(Section):
     """Adapters (METHOD.md, section 2)."""
 
     vision_adapter: Literal["frame_fusion", "lora", "moe", "none"]
+    """What trains in the vision tower: attention between neighbouring frames, LoRA, expert MLPs, or nothing."""
     adapter_layers: Count | Literal["all"]
     """How many of the last vision blocks carry an adapter; all: every one."""
     vision_rank: Positive
     """Rank of the vision LoRA, and of the vision experts of `moe`."""
     text_adapter: Literal["experts", "lora", "moe", "none"]
+    """What trains in the text tower: a mixture of LoRA experts, LoRA, expert MLPs, or nothing."""
     experts: Positive
     """LoRA experts per projection, E; of `moe`, experts per block."""
     top_k: Positive
@@ -87,6 +89,7 @@ class SimilarityConfig(Section):
     """The score that ranks videos for a query (METHOD.md, section 3)."""
 
     pooling: Literal["max", "soft"]
+    """How words and frames meet: by their best match, or by softmax-weighted sums."""
     alpha: Fraction
     """Share of the word-frame score in the ranking; the rest is the global cosine."""
 
@@ -95,6 +98,7 @@ class EtfConfig(Section):
     """The simplex equiangular tight frame (METHOD.md, section 4)."""
 
     construction: Literal["exact", "random"]
+    """exact: every pair of prototypes at the same angle. random: a normalised Gaussian projection, as released."""
     num_classes: Annotated[int, Field(ge=2)] | None
     """Prototypes to provide for; null: the number of categories over all tasks."""
     train_projections: bool
@@ -105,10 +109,13 @@ class LossConfig(Section):
     """Weights and forms of the training losses (METHOD.md, section 4). A term of weight 0 costs nothing."""
 
     etf_weight: Weight
+    """Weight of the alignment with the ETF prototypes; 0 drops the term and its cost."""
     etf_adaptive: bool
     """True: ETF always weighs etf_weight of the base loss. False: etf_weight is a plain factor."""
     crp_weight: Weight
+    """Weight of cross-modal relation preservation; 0 drops the term and its cost."""
     crp_teacher: Literal["previous", "initial"]
+    """Whose relations are preserved: those of the model after the previous task, or of the untouched CLIP."""
     temperature: Rate
     """Temperature of relation preservation and of distillation."""
     pseudo_weight: Weight
@@ -129,7 +136,7 @@ class MethodConfig(Section):
     """Which continual-learning method runs (METHOD.md, section 7)."""
 
     name: str
-    """A file in `structalign/methods/`."""
+    """A file in `structalign/methods/`. `method=NAME` also sets the values that go with the method."""
 
     @field_validator("name")
     @classmethod
@@ -143,6 +150,7 @@ class TrainConfig(Section):
     epochs: Positive
     """Epochs per task."""
     batch_size: Annotated[int, Field(ge=2)]
+    """Pairs of a video and a caption in a step, over all devices."""
     lr_first: Rate
     """Learning rate in task 1."""
     lr_later: Rate
@@ -152,8 +160,11 @@ class TrainConfig(Section):
     lr_clip: Rate
     """Learning rate of the methods that train all of CLIP, in every task."""
     weight_decay: Weight
+    """Weight decay of AdamW."""
     eps: Rate
+    """Epsilon of AdamW."""
     clip_norm: Rate
+    """Largest norm of the gradient over all trained parameters."""
     warmup: Fraction
     """Share of task 1's steps that warm up; later tasks have no warm-up."""
     schedule: Literal["cosine", "released"]
@@ -236,6 +247,7 @@ class Config(Section):
 
     about: str
     variant: Literal["method", "released"]
+    """method: as the paper describes it. released: as the authors' released code runs."""
     K: Annotated[int, Field(ge=1, le=99)]
     """Number of tasks."""
     seed: Count

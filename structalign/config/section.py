@@ -17,7 +17,7 @@ Auto = Literal["auto"]
 class Section(BaseModel):
     """A group of parameters. It cannot be changed, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
 
 
 class Source(Section):

@@ -26,11 +26,15 @@ class DataConfig(DataSection):
 
     name: Literal["actnet"]
     protocol: Literal["published", "fewshot"]
+    """published: the split file of the benchmark. fewshot: a seeded draw."""
     videos: str | None
     """Folder of the ActivityNet videos on this machine."""
     splits: dict[int, Source]
+    """Published split file for each K it was published for."""
     train_captions: Source
+    """ActivityNet Captions, training part."""
     test_captions: Source
+    """ActivityNet Captions, the part that the benchmark tests on."""
 
     @property
     def published_tasks(self) -> list[int]:

@@ -31,6 +31,7 @@ class DataConfig(DataSection):
 
     name: Literal["local"]
     protocol: Literal["fewshot"]
+    """Always a seeded draw."""
     videos: str | None
     """Folder of videos."""
     csv: str | None

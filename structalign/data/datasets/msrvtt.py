@@ -59,6 +59,7 @@ class DataConfig(DataSection):
 
     name: Literal["msrvtt"]
     protocol: Literal["published", "fewshot"]
+    """published: the split file of the benchmark. fewshot: a seeded draw."""
     archive: Source
     """The videos: the zip archive that the benchmark names, or a local folder or zip archive."""
     annotations: Source | None
@@ -66,6 +67,7 @@ class DataConfig(DataSection):
     splits: dict[int, Source]
     """Published split file for each K it was published for."""
     test_captions: Source
+    """The benchmark's CSV with one caption for each test video."""
 
     @property
     def published_tasks(self) -> list[int]:

@@ -58,7 +58,9 @@ class DataConfig(DataSection):
 
     name: Literal["shapes"]
     protocol: Literal["fewshot"]
+    """Always a seeded draw."""
     categories: Annotated[int, Field(ge=1, le=20)]
+    """Worlds, each a category."""
     train_videos: Positive
     """Training videos per category."""
     test_videos: Positive
