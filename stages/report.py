@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from stages.run import run as run_stage
+from structalign import paths
 from structalign.config.schema import Config
 from structalign.report import figures
 from structalign.report.page import render
-from structalign.report.published import PUBLISHED_NOTE
-from structalign.report.tables import MODALITIES, TABLES, Run, cost_of, read_run, summary, to_csv
+from structalign.report.run import MODALITIES, Run, read_run
+from structalign.report.tables import PUBLISHED_NOTE, cost_of, summary, tables, to_csv
 from structalign.util.cost import keep_cost
 from structalign.util.files import atomic_write_json, atomic_write_text, fresh_dir
 from structalign.util.log import log
 
-METRICS = Path("metrics")
-PLOTS = Path("plots")
-
 
 def main(config: Config) -> None:
     """Write `metrics/summary.json`, the CSVs and the page under `plots/`, the figures under `plots/figures/`."""
-    run = read_run(METRICS / f"task-{config.K:02d}")
-    with fresh_dir(PLOTS / "figures") as folder:
+    run = read_run(paths.record(config.K))
+    with fresh_dir(paths.PLOTS / "figures") as folder:
         for name, figure in draw(run):
             figures.save(figure, folder / f"{name}.png")
         images = {path.stem: path.read_bytes() for path in folder.iterdir()}
-    atomic_write_text(PLOTS / "report.html", render(run, images))
-    for name, (table, columns) in TABLES.items():
-        atomic_write_text(PLOTS / f"{name}.csv", to_csv(table(run), columns))
+    atomic_write_text(paths.PLOTS / "report.html", render(run, images))
+    for name, table in tables(run).items():
+        atomic_write_text(paths.PLOTS / f"{name}.csv", to_csv(table))
     numbers = summary(run)
-    atomic_write_json(METRICS / "summary.json", numbers)
+    atomic_write_json(paths.SUMMARY, numbers)
     cost = cost_of(run)
     if cost:
         keep_cost(numbers["training"], cost)
@@ -56,10 +53,10 @@ def draw(run: Run) -> Iterator[tuple[str, Figure]]:
     (str, Figure)
         File name without ending, and the figure with its footnote.
     """
-    tables = {name: table(run) for name, (table, _) in TABLES.items()}
+    table = tables(run)
     drawn: dict[str, Figure] = {
-        "recall_by_task": figures.recall_by_task(tables["recall_by_task"]),
-        "accuracy_matrix": figures.accuracy_matrix([row["A"] for row in run.rows]),
+        "recall_by_task": figures.recall_by_task(table["recall_by_task"]),
+        "accuracy_matrix": figures.accuracy_matrix(table["accuracy_matrix"]),
     }
     optional = {
         "loss": (figures.training_loss, "loss"),
@@ -67,9 +64,9 @@ def draw(run: Run) -> Iterator[tuple[str, Figure]]:
         "collapse": (figures.collapse, "geometry"),
         "frame": (figures.frame, "frame"),
     }
-    drawn |= {name: function(tables[table]) for name, (function, table) in optional.items() if tables[table]}
-    if len(tables["published"]) > 1:
-        drawn["published"] = figures.against_published(tables["published"])
+    drawn |= {name: function(table[source]) for name, (function, source) in optional.items() if len(table[source])}
+    if len(table["published"]) > 1:
+        drawn["published"] = figures.against_published(table["published"])
     drawn |= _feature_figures(run)
     for name, figure in drawn.items():
         warnings = [run.warning, PUBLISHED_NOTE if name == "published" else ""]

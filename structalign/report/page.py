@@ -14,13 +14,14 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from structalign.evaluation.metric_table import METRICS
-from structalign.report.published import PUBLISHED_NOTE
-from structalign.report.tables import Run, summary
+from structalign.report.run import Run
+from structalign.report.tables import PUBLISHED_NOTE, summary
 
 FIGURES = {
     "recall_by_task": "Recall over all tasks seen so far, and backward forgetting, after each task",
     "accuracy_matrix": "Accuracy matrix: recall of each task's queries within its own gallery, after each task",
     "published": f"Against published results on the same benchmark ({PUBLISHED_NOTE})",
+    "frame": "How close the classes of each task are to the simplex frame, when learnt and after later tasks",
     "drift": "How far class means have moved since they were learnt",
     "loss": "Training loss by task",
 }

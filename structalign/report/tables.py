@@ -1,157 +1,38 @@
-"""Turning what the last evaluation left into tables: the summary, and long-form CSVs for DVC's plots.
+"""Tables of one run: its summary, and the CSV files behind figures and `dvc plots`.
 
-The CSVs have fixed names and the same columns whatever the method and the number of tasks, because DVC
-compares two revisions file by file. What a method does not have (no loss, no drift) gives a table with a
-header and no rows, or an empty cell.
+The CSV files have fixed names and the same columns whatever the method and the number of tasks, because DVC compares
+two revisions file by file. What a method does not have (no loss, no drift) gives a table without rows.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+import pandas as pd
 
-from structalign.evaluation.metric_table import COST, METRICS, computed
-from structalign.report.published import published_results
+from structalign.evaluation.geometry import GEOMETRY
+from structalign.evaluation.metric_table import COST, METRICS, Metric, computed
+from structalign.report.run import MODALITIES, Run
 from structalign.util.cost import known_cost, training_id
 from structalign.util.errors import UserError
-from structalign.util.files import read_json
 
-MODALITIES = ("text", "video")
-TEST_SET_WARNING = "epoch picked on the test set"
+PUBLISHED_NOTE = "published numbers: epoch picked on the test set"
+"""The benchmark's authors keep the epoch with the best R@1 on the test queries (METHOD.md, section 4)."""
 
+TERM_NAMES = {  # a term without an entry is shown under its own name
+    "scl": "contrastive (SCL)",
+    "crp": "relation preserving (CRP)",
+    "etf": "ETF alignment",
+    "pseudo": "contrastive with pseudo features",
+    "distill": "distillation",
+    "cross": "cross-task",
+}
+
+_PUBLISHED = Path(__file__).with_name("published.csv")
 _FINGERPRINT_DIGITS = 12  # enough to tell data apart, short enough for a column of `dvc exp show`
-
-Table = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything the last evaluation of one run recorded (`metrics/task-NN`).
-
-    Attributes
-    ----------
-    method, variant, data : str
-        Names of the method, of its variant (``method`` or ``released``) and of the dataset.
-    num_tasks : int
-        Number of tasks K.
-    seed : int
-        Seed of the run.
-    select : str
-        Which epoch was kept: ``last`` or ``best_on_test``.
-    protocol : str
-        Where the split comes from: ``published`` or ``fewshot``.
-    data_fingerprint : str
-        Hexadecimal digest of the data that were ranked.
-    tasks : list of dict
-        Per task: number, categories, queries, videos, missing videos, names of the categories.
-    rows : list of dict
-        Per task learnt so far: recall (percent), ranks, BWF and the row of A after it.
-    cost : list of dict
-        Per task: steps and trained parameters, and the id under which `structalign.util.cost` knows its seconds.
-    loss : list of dict
-        Training curves of all tasks, one row for each step and term; empty for a method that trains nothing.
-    features : dict of str to ndarray
-        Class means, feature samples and drift; empty where the method keeps none.
-    shown : dict
-        Example queries with their results and pictures (`structalign.evaluation.examples.illustrate`).
-    """
-
-    method: str
-    variant: str
-    data: str
-    num_tasks: int
-    seed: int
-    select: str
-    protocol: str
-    data_fingerprint: str
-    tasks: list[dict[str, Any]]
-    rows: list[dict[str, Any]]
-    cost: list[dict[str, Any]] = field(default_factory=list)
-    loss: list[dict[str, Any]] = field(default_factory=list)
-    features: dict[str, np.ndarray] = field(default_factory=dict)
-    shown: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """One line that says which run a number belongs to."""
-        method = f"{self.method} (as released)" if self.variant == "released" else self.method
-        return f"{method} on {self.data}, K = {self.num_tasks}, seed {self.seed}"
-
-    @property
-    def warning(self) -> str:
-        """What must stand beside every number of this run; empty for most runs."""
-        return TEST_SET_WARNING if self.select == "best_on_test" else ""
-
-    @property
-    def categories(self) -> list[tuple[str, int]]:
-        """Name and task of every category, indexed by its global id (ids follow the order of the tasks)."""
-        found: list[tuple[str, int]] = []
-        for task in self.tasks:
-            names = task.get("category_names") or [str(len(found) + index) for index in range(task["categories"])]
-            found += [(name, task["task"]) for name in names]
-        return found
-
-
-def read_run(folder: str | Path) -> Run:
-    """Read the record of a run.
-
-    Parameters
-    ----------
-    folder : path
-        A folder `metrics/task-NN` as the evaluate stage writes it; all but `recall.json` may be absent.
-
-    Returns
-    -------
-    Run
-
-    Raises
-    ------
-    UserError
-        Where a file is damaged, or `recall.json` is missing, empty or lacks a key.
-    """
-    folder = Path(folder)
-    path = folder / "recall.json"
-    cost, loss, features = (folder / name for name in ("cost.json", "loss.csv", "features.safetensors"))
-    examples = folder / "examples.json"
-    record = read_json(path)
-    try:
-        run = Run(
-            method=record["method"],
-            variant=record["variant"],
-            data=record["data"],
-            num_tasks=record["K"],
-            seed=record["seed"],
-            select=record["select"],
-            protocol=record["protocol"],
-            data_fingerprint=record["data_fingerprint"],
-            tasks=record["tasks"],
-            rows=record["rows"],
-            cost=read_json(cost) if cost.exists() else [],
-            loss=_read_loss(loss) if loss.exists() else [],
-            features=_read_features(features) if features.exists() else {},
-            shown=_read_shown(examples) if examples.exists() else {},
-        )
-    except KeyError as error:
-        raise UserError(f"{path}: key {error} is missing; run the last evaluate stage again") from None
-    if not run.rows:
-        raise UserError(f"{path}: no rows; at least one evaluated task is needed")
-    return run
-
-
-def _read_shown(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)["shown"]
-    except (KeyError, TypeError):
-        raise UserError(f"{path}: damaged; run the last evaluate stage again") from None
 
 
 def check_same_data(runs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -215,155 +96,140 @@ def cost_of(run: Run) -> dict[str, float]:
     return {key: round(value, 2) for key, value in computed(COST, tasks).items()}
 
 
-def recall_table(run: Run) -> Table:
-    """One row per learnt task: every metric over all tasks seen by then."""
-    return [
-        {"after": row["after"], **{metric.key: row.get(metric.key) for metric in METRICS}, "select": run.select}
+def recall_table(run: Run) -> pd.DataFrame:
+    """Every metric over all seen tasks, a row after each task."""
+    rows = [{"after": row["after"], **{metric.key: row.get(metric.key) for metric in METRICS}} for row in run.rows]
+    return pd.DataFrame(rows).assign(select=run.select)
+
+
+def metric_table(run: Run) -> pd.DataFrame:
+    """The metrics that figures or headlines show, in long form: after, panel, value."""
+    shown = [metric for metric in METRICS if metric.panel or metric.headline]
+    rows = [
+        {"after": row["after"], "panel": _panel(metric), "value": row[metric.key], "select": run.select}
+        for metric in shown
         for row in run.rows
+        if row.get(metric.key) is not None
     ]
+    return pd.DataFrame(rows)
 
 
-def accuracy_table(run: Run) -> Table:
+def _panel(metric: Metric) -> str:
+    """Title of a panel that shows one metric alone."""
+    ideal = "" if metric.ideal is None or not metric.better else f" (ideal {metric.ideal:g})"
+    return f"{metric.name} {metric.direction}{ideal}".strip()
+
+
+def accuracy_table(run: Run) -> pd.DataFrame:
     """The lower triangle of A, a row a cell: R@1 (percent) of a task's queries within its own gallery."""
-    return [
-        {"after": row["after"], "task": task, "r1": value, "select": run.select}
+    rows = [
+        {"after": row["after"], "task": task, "r1": value}
         for row in run.rows
         for task, value in enumerate(row["A"], start=1)
     ]
+    return pd.DataFrame(rows).assign(select=run.select)
 
 
-def loss_table(run: Run) -> Table:
-    """Training curves of all tasks in long form, with `global_step`, the step counted on from task to task."""
-    table: Table = []
-    offset = 0
-    for task in sorted({row["task"] for row in run.loss}):
-        rows = [row for row in run.loss if row["task"] == task]
-        table += [{**row, "global_step": offset + row["step"]} for row in rows]
-        offset += max(row["step"] for row in rows)
-    return table
+def loss_table(run: Run) -> pd.DataFrame:
+    """Training curves of all tasks; `global_step` counts on from task to task."""
+    if run.loss.empty:
+        return run.loss
+    ends = run.loss.groupby("task").step.max().cumsum().shift(fill_value=0)
+    names = run.loss.term.map(lambda term: TERM_NAMES.get(term, term))
+    return run.loss.assign(global_step=run.loss.step + run.loss.task.map(ends), panel=names)
 
 
-def drift_table(run: Run) -> Table:
+def drift_table(run: Run) -> pd.DataFrame:
     """Cosine between a class's mean when learnt and its mean after each task, a row a class and task."""
-    table: Table = []
     classes = run.features.get("classes", np.zeros(0, dtype=int))
+    parts = []
     for modality in MODALITIES:
-        cosines = run.features.get(f"drift/{modality}", np.zeros((0, len(classes))))  # [t, C]
-        for after, row in enumerate(cosines, start=1):
-            for category, cosine in zip(classes, row, strict=True):
-                if math.isfinite(cosine):
-                    name, learnt_in = run.categories[int(category)]
-                    table.append(
-                        {
-                            "after": after,
-                            "learnt_in": learnt_in,
-                            "category": name,
-                            "modality": modality,
-                            "cosine": float(cosine),
-                        }
-                    )
-    return table
+        cosines = run.features.get(f"drift/{modality}", np.zeros((0, len(classes))))  # [t,C]
+        after, column = np.nonzero(np.isfinite(cosines))
+        names, learnt_in = (
+            zip(*(run.categories[int(classes[index])] for index in column), strict=True) if len(column) else ((), ())
+        )
+        columns = {"after": after + 1, "learnt_in": learnt_in, "category": names, "cosine": cosines[after, column]}
+        parts.append(
+            pd.DataFrame(columns).assign(modality=modality, panel=f"{modality} ↑ higher is better (ideal 1)")
+        )
+    return pd.concat(parts)
 
 
-def frame_table(run: Run) -> Table:
-    """How near the classes of each task are to the frame after each task: means over their classes, in long form."""
+def frame_table(run: Run) -> pd.DataFrame:
+    """How close the classes of each task are to the frame after each task: means over their classes."""
     learnt_in = [task for _, task in run.categories]
-    table: Table = []
-    for row in run.rows:
-        for modality, measures in row.get("by_class", {}).items():
-            for measure, values in measures.items():
-                for task in range(1, row["after"] + 1):
-                    own = [value for value, learnt in zip(values, learnt_in, strict=False) if learnt == task]
-                    facts = {"after": row["after"], "learnt_in": task, "modality": modality, "measure": measure}
-                    table.append({**facts, "value": float(np.mean(own))})
-    return table
+    rows = [
+        {"after": row["after"], "learnt_in": task, "modality": modality, "measure": measure, "value": value}
+        for row in run.rows
+        for modality, measures in row.get("by_class", {}).items()
+        for measure, values in measures.items()
+        for task, value in pd.Series(values).groupby(learnt_in[: len(values)]).mean().items()
+    ]
+    return _with_panels(pd.DataFrame(rows))
 
 
-def geometry_table(run: Run) -> Table:
-    """Neural-collapse measures of the class means by task and modality, in long form."""
-    return [
+def geometry_table(run: Run) -> pd.DataFrame:
+    """Measures of neural collapse by task and modality."""
+    rows = [
         {"after": row["after"], "modality": modality, "measure": measure, "value": value}
         for row in run.rows
         for modality, measures in row.get("geometry", {}).items()
         for measure, value in measures.items()
-        if isinstance(value, int | float)
     ]
+    return _with_panels(pd.DataFrame(rows))
 
 
-def published_table(run: Run) -> Table:
-    """Set the final R@1 and BWF beside what is published on the benchmark; elsewhere the run stands alone."""
+def _with_panels(table: pd.DataFrame) -> pd.DataFrame:
+    titles = {measure.key: _panel(measure) for measure in GEOMETRY}
+    return table if table.empty else table.assign(panel=table.measure.map(titles))
+
+
+def published_results(benchmark: str) -> pd.DataFrame:
+    """Published results on a benchmark such as ``MSRVTT-10`` (METHOD.md, section 6); empty for an unknown one.
+
+    Returns
+    -------
+    DataFrame
+        method, benchmark, r1 (percent), bwf (points), trained_parameters_millions.
+    """
+    table = pd.read_csv(_PUBLISHED)
+    return table[table.benchmark == benchmark]
+
+
+def published_table(run: Run) -> pd.DataFrame:
+    """The final R@1 and BWF of the run, below what is published on its benchmark, if anything is."""
     benchmark = f"{run.data.upper()}-{run.num_tasks}"
-    published = published_results(benchmark) if run.protocol == "published" else []
-    table: Table = [
-        {
-            "benchmark": benchmark,
-            "method": result.method,
-            "r1": result.r1,
-            "bwf": result.bwf,
-            "source": "published",
-            "select": "best_on_test",
-        }
-        for result in published
-    ]
+    known = published_results(benchmark if run.protocol == "published" else "")
     final = run.rows[-1]
-    own = {
-        "benchmark": benchmark,
-        "method": f"{run.method} (this run)",
-        "r1": final["r1"],
-        "bwf": final.get("bwf", 0.0),
-        "source": "this run",
-        "select": run.select,
-    }
-    return [*table, own]
+    note = f"this run; {run.warning}" if run.warning else "this run"
+    own = {"method": f"{run.method} ({note})", "r1": final["r1"], "bwf": final.get("bwf", 0.0), "source": "this run"}
+    rows = [
+        *known.assign(source="published", select="best_on_test").to_dict("records"),
+        {**own, "select": run.select},
+    ]
+    return pd.DataFrame(rows).assign(benchmark=benchmark)
 
 
-TABLES = {
-    "recall_by_task": (
-        recall_table,
-        ("after", *(metric.key for metric in METRICS), "select"),
-    ),
+_LONG = ("modality", "measure", "value", "panel")
+TABLES: dict[str, tuple[Callable[[Run], pd.DataFrame], Sequence[str]]] = {
+    "recall_by_task": (recall_table, ("after", *(metric.key for metric in METRICS), "select")),
+    "metrics": (metric_table, ("after", "panel", "value", "select")),
     "accuracy_matrix": (accuracy_table, ("after", "task", "r1", "select")),
-    "loss": (loss_table, ("task", "step", "global_step", "term", "value", "weighted", "lr")),
-    "drift": (drift_table, ("after", "learnt_in", "category", "modality", "cosine")),
-    "geometry": (geometry_table, ("after", "modality", "measure", "value")),
-    "frame": (frame_table, ("after", "learnt_in", "modality", "measure", "value")),
+    "loss": (loss_table, ("task", "step", "global_step", "term", "value", "weighted", "lr", "panel")),
+    "drift": (drift_table, ("after", "learnt_in", "category", "modality", "cosine", "panel")),
+    "geometry": (geometry_table, ("after", *_LONG)),
+    "frame": (frame_table, ("after", "learnt_in", *_LONG)),
     "published": (published_table, ("benchmark", "method", "r1", "bwf", "source", "select")),
 }
+"""Tables by the names of their files, each with its columns."""
 
 
-def to_csv(table: Iterable[Mapping[str, Any]], columns: tuple[str, ...]) -> str:
-    """Lay a table out as CSV; an absent value is an empty cell, a float keeps six significant digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in table:
-        writer.writerow({column: _cell(row.get(column)) for column in columns})
-    return text.getvalue()
+def tables(run: Run) -> dict[str, pd.DataFrame]:
+    """Make all tables of a run, each with all of its columns."""
+    return {name: make(run).reindex(columns=list(columns)) for name, (make, columns) in TABLES.items()}
 
 
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _read_features(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged ({error}); run the last evaluate stage again") from None
-
-
-def _read_loss(path: Path) -> list[dict[str, Any]]:
-    """Rows of a training curve in long form (`structalign.training.loss_curve`)."""
-    rows = []
-    with path.open(encoding="utf-8", newline="") as stream:
-        for line, row in enumerate(csv.DictReader(stream), start=2):
-            try:
-                numbers = {key: float(row[key]) for key in ("value", "weighted", "lr")}
-                rows.append({"task": int(row["task"]), "step": int(row["step"]), "term": row["term"], **numbers})
-            except (TypeError, ValueError, KeyError):
-                raise UserError(
-                    f"{path}, line {line}: not a row of a loss curve; run the train stages again"
-                ) from None
-    return rows
+def to_csv(table: pd.DataFrame) -> str:
+    """Write a table as CSV; floats keep six significant digits."""
+    return table.to_csv(index=False, lineterminator="\n", float_format="%.6g")

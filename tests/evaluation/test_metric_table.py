@@ -96,10 +96,11 @@ import json
 from structalign.cli.show import experiments_table
 from structalign.report import figures
 from structalign.report.page import render
-from structalign.report.tables import read_run, recall_table, summary
+from structalign.report.run import read_run
+from structalign.report.tables import recall_table, summary
 run = read_run("metrics/task-03")
 assert summary(run)["odd"] == 42.5
-assert [row["odd"] for row in recall_table(run)] == [42.5] * 3
+assert recall_table(run).odd.tolist() == [42.5] * 3
 assert "Odd ranks" in [axes.get_title() for axes in figures.recall_by_task(recall_table(run)).axes]
 assert "Share of odd ranks." in render(run, {})
 row = {"typ": "baseline", "rev": "main", "Experiment": "", "odd": "1.5"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from dvc_render.html import HTML
+from dvc_render.vega_templates import TEMPLATES
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -69,9 +72,9 @@ def every_figure() -> dict[str, Figure]:
     sample = samples()
     prototypes = dict(enumerate(np.eye(8)[:4]))
     loss = [
-        {"task": 1 + step // 5, "global_step": step, "term": term, "value": 2.0, "weighted": 1.0}
+        {"task": 1 + step // 5, "global_step": step, "panel": name, "term": term, "value": 2.0, "weighted": 1.0}
         for step in range(10)
-        for term in ("total", "scl")
+        for term, name in (("total", "total"), ("scl", "contrastive (SCL)"))
     ]
     geometry = [
         {"after": after, "modality": modality, "measure": measure, "value": 1 / after}
@@ -84,22 +87,23 @@ def every_figure() -> dict[str, Figure]:
         for modality in ("text", "video")
         for after, learnt, value in ((1, 1, 0.9), (2, 1, 0.5), (2, 2, 0.8))
     ]
+    cells = [{"after": after, "task": task, "r1": r1} for after, task, r1 in ((1, 1, 10), (2, 1, 20), (2, 2, 30))]
     published = [
         {"benchmark": "MSRVTT-10", "method": "a", "r1": 20.0, "bwf": -0.5, "source": "published"},
         {"benchmark": "MSRVTT-10", "method": "b", "r1": 25.0, "bwf": 0.5, "source": "this run"},
     ]
     means = np.eye(8)[:4]
     return {
-        "recall": figures.recall_by_task(recall_rows(5)),
-        "matrix": figures.accuracy_matrix([[10], [20, 30]]),
-        "loss": figures.training_loss(loss),
-        "drift": figures.drift(drift_rows()),
+        "recall": figures.recall_by_task(pd.DataFrame(recall_rows(5))),
+        "matrix": figures.accuracy_matrix(pd.DataFrame(cells)),
+        "loss": figures.training_loss(pd.DataFrame(loss)),
+        "drift": figures.drift(pd.DataFrame(drift_rows())),
         "gram": figures.gram({"text": means, "video": means}, [1, 1, 2, 2], ["a", "b", "c", "d"]),
         "pca": figures.feature_map({"last": sample}, [1, 1, 2, 2], prototypes),
         "tsne": figures.feature_map({"last": sample}, [1, 1, 2, 2], prototypes, "tsne"),
-        "collapse": figures.collapse(geometry),
-        "frame": figures.frame(frame),
-        "published": figures.against_published(published),
+        "collapse": figures.collapse(pd.DataFrame(geometry)),
+        "frame": figures.frame(pd.DataFrame(frame)),
+        "published": figures.against_published(pd.DataFrame(published)),
         "methods": figures.recall_against_bwf(method_runs()),
         "revisions": figures.compare_recall(curves({"main": recall_rows(5), "other": recall_rows(4)})),
     }
@@ -147,7 +151,7 @@ def test_nothing_is_cut_off_at_the_edge(drawn: dict[str, Figure]) -> None:
 
 def test_the_same_figure_gives_the_same_bytes_without_a_date_or_version(tmp_path: Path) -> None:
     for name in ("first", "second"):
-        figures.save(figures.recall_by_task(recall_rows(3)), tmp_path / f"{name}.png")
+        figures.save(figures.recall_by_task(pd.DataFrame(recall_rows(3))), tmp_path / f"{name}.png")
     image = (tmp_path / "first.png").read_bytes()
     assert image.startswith(b"\x89PNG")
     assert image == (tmp_path / "second.png").read_bytes()
@@ -164,14 +168,14 @@ def test_recall_and_bwf_are_drawn_as_given(drawn: dict[str, Figure]) -> None:
 
 def test_video_to_text_is_drawn_beside_text_to_video() -> None:
     rows = [{**row, "v2t_r1": row["r1"] - 5} for row in recall_rows(3)]
-    left, _ = panels(figures.recall_by_task(rows))
+    left, _ = panels(figures.recall_by_task(pd.DataFrame(rows)))
     assert "video to text" in legend(left)
     assert [row["r1"] - 5 for row in recall_rows(3)] in drawn_lines(left)
 
 
 def test_chance_and_zero_shot_are_drawn_beside_recall_and_forward_transfer_has_a_panel() -> None:
     rows = [{**row, "chance_r1": 1.5, "zero_shot_r1": 7.0, "forward_transfer": -2.0} for row in recall_rows(3)]
-    left, _, right = panels(figures.recall_by_task(rows))
+    left, _, right = panels(figures.recall_by_task(pd.DataFrame(rows)))
     assert legend(left) == ["R@1", "R@5", "R@10", "text to video", "zero-shot CLIP", "chance"]
     assert [1.5] * 3 in drawn_lines(left)
     assert [7.0] * 3 in drawn_lines(left)
@@ -264,7 +268,7 @@ def test_tsne_follows_its_seed() -> None:
 
 def test_published_bars_are_sorted_and_the_run_stands_out(drawn: dict[str, Figure]) -> None:
     left, _ = panels(drawn["published"])
-    assert [bar.get_width() for bar in left.patches] == [20.0, 25.0]  # the best comes last, which is on top
+    assert [bar.get_width() for bar in left.patches] == [25.0, 20.0]  # the best is on top
     assert left.patches[0].get_facecolor() != left.patches[1].get_facecolor()
 
 
@@ -285,7 +289,10 @@ def test_revisions_of_different_length_share_one_axis(drawn: dict[str, Figure]) 
 
 
 def test_warning_stands_below_the_figure_in_another_colour() -> None:
-    plain, warned = figures.recall_by_task(recall_rows(2)), figures.recall_by_task(recall_rows(2))
+    plain, warned = (
+        figures.recall_by_task(pd.DataFrame(recall_rows(2))),
+        figures.recall_by_task(pd.DataFrame(recall_rows(2))),
+    )
     figures.footnote(plain, "a run")
     figures.footnote(warned, "a run", "epoch picked on the test set")
     assert plain.get_supxlabel() == "a run"
@@ -299,15 +306,30 @@ def dvc_plots() -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_dvc_plots_use_columns_and_templates_that_exist() -> None:
+    built_in = {template.DEFAULT_NAME for template in TEMPLATES}
     for name, plot in dvc_plots():
         ((path, column),) = plot["y"].items()
         columns = TABLES[Path(path).stem][1]
         assert {column, plot["x"]} <= set(columns), name
+        if plot["template"] in built_in:
+            continue
         spec = json.loads((ROOT / ".dvc/plots" / f"{plot['template']}.json").read_text())
         assert spec["data"]["values"] == "<DVC_METRIC_DATA>", name
         derived = {field for value in values_of(spec, "as") for field in np.atleast_1d(value).tolist()}
-        used = {field for field in values_of(spec, "field") if isinstance(field, str)}
+        used = {field for field in values_of(spec, "field") if isinstance(field, str) and "<" not in field}
         assert used <= {*columns, *derived, "rev"}, name
+
+
+def test_the_page_of_dvc_plots_needs_nothing_from_elsewhere() -> None:
+    config = (ROOT / ".dvc/config").read_text()
+    assert "html_template = plots_page.html" in config
+    template = (ROOT / ".dvc/plots_page.html").read_text(encoding="utf-8")
+    page = HTML(template).with_scripts('<script src="https://cdn.example.org/vega"></script>').with_element("A PLOT")
+    text = page.embed()
+    assert "A PLOT" in text
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']?(https?:)?//", text)
+    for package in ("vega 5.", "vega-lite\n5.", "vega-embed 6.", "Redistribution and use"):
+        assert package in text
 
 
 def values_of(spec: Any, key: str) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from structalign.report.page import FIGURES, render
-from structalign.report.tables import Run
+from structalign.report.run import Run
 
 PICTURE = base64.b64encode(b"\xff\xd8 a picture").decode()
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(2)'>{{ 7 * 7 }}</q><!--"

@@ -1,0 +1,99 @@
+"""Figures of several runs, over methods and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from structalign.evaluation.metric_table import METRICS
+from structalign.report.figures.style import GREY, legend_beside, line_style, new_figure, styled, task_axis
+
+_R1, _BWF = (next(metric for metric in METRICS if metric.key == key) for key in ("r1", "bwf"))
+
+
+@styled
+def recall_against_bwf(runs: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw recall against forgetting: a point a method, with its spread over seeds.
+
+    Parameters
+    ----------
+    runs : DataFrame or sequence of mapping
+        A row a run: method, seed, r1 (percent), bwf (points). Check with `structalign.report.tables.check_same_data`
+        that they ranked the same data.
+
+    Returns
+    -------
+    Figure
+        Large markers are means, bars one standard deviation over seeds, small dots the single seeds.
+    """
+    figure, (axes,) = new_figure(1, 1, width=7.6, height=4.8)
+    for index, (method, group) in enumerate(pd.DataFrame(runs).groupby("method", sort=False)):
+        points = group[["bwf", "r1"]].to_numpy(dtype=float)
+        style = line_style(index)
+        spread = points.std(axis=0, ddof=1) if len(points) > 1 else np.zeros(2)
+        axes.scatter(*points.T, color=style["color"], s=10, alpha=0.5, linewidths=0)
+        axes.errorbar(
+            *points.mean(axis=0),
+            xerr=spread[0],
+            yerr=spread[1],
+            **{**style, "linestyle": "none"},
+            markersize=9,
+            markeredgecolor="0.2",
+            capsize=3,
+            linewidth=1.2,
+            label=f"{method} ({len(points)})",
+        )
+    axes.axvline(0, color=GREY, linewidth=1, zorder=1)
+    axes.set(xlabel=f"{_BWF.name} ← lower is better", ylabel=_R1.axis)
+    axes.margins(0.1)
+    legend_beside(axes, "method (seeds)")
+    figure.suptitle("Recall against forgetting, after the last task")
+    return figure
+
+
+@styled
+def compare_recall(curves: pd.DataFrame) -> Figure:
+    """Draw recall and forgetting by task for several runs, also of different numbers of tasks.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        A row a run, seed and task: label, seed, after, r1 (percent), bwf (points). Check with
+        `structalign.report.tables.check_same_data` that runs of one seed ranked the same data.
+
+    Returns
+    -------
+    Figure
+        Lines are means over seeds, bands one standard deviation.
+    """
+    figure, panels = new_figure(1, 2, width=10.5, height=4)
+    looks = {label: line_style(index) for index, label in enumerate(dict.fromkeys(curves.label))}
+    for axes, metric in zip(panels, (_R1, _BWF), strict=True):
+        sns.lineplot(
+            curves,
+            x="after",
+            y=metric.key,
+            hue="label",
+            style="label",
+            palette={label: look["color"] for label, look in looks.items()},
+            markers={label: look["marker"] for label, look in looks.items()},
+            dashes={label: "" if look["linestyle"] == "-" else (4, 2) for label, look in looks.items()},
+            errorbar="sd",
+            err_kws={"alpha": 0.12, "linewidth": 0},
+            markeredgewidth=0,
+            ax=axes,
+        )
+        axes.get_legend().remove()
+        axes.set_ylabel(metric.axis)
+        task_axis(axes, curves.after)
+    panels[0].set_title("Recall over all tasks seen so far")
+    panels[1].set_title("Backward forgetting")
+    panels[1].axhline(0, color=GREY, linewidth=1)
+    legend_beside(panels[-1], "run")
+    figure.suptitle("Recall and forgetting by task")
+    return figure
