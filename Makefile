@@ -30,7 +30,7 @@ show: $(READY)
 	@python -m structalign show
 
 # make compare DATA=msrvtt K=20 STUDY=methods JOBS=2
-DATA ?= shapes
+DATA ?= creatures
 STUDY ?= methods
 JOBS ?= 1
 compare: $(READY)

@@ -14,7 +14,6 @@ machine does not.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -31,8 +30,8 @@ from structalign.methods.base import Batch, TrainingFeatures, total
 from structalign.methods.structalign import StructAlign
 from structalign.model.clip import ClipInfo
 from structalign.model.retriever import Retriever
+from structalign.model.tiny_clip import INFO
 from structalign.training.learner import compile_encoders
-from structalign.training.tiny_clip import ARCHITECTURE
 from structalign.training.trainer import autocast
 from structalign.util.distributed import pick_device
 from structalign.util.seeding import generator, use_arithmetic
@@ -66,7 +65,7 @@ class Setting:
 def architecture(name: str) -> ClipInfo:
     """The built-in tiny model, or one of open_clip's."""
     if name == "tiny":
-        model = json.loads(ARCHITECTURE.read_text(encoding="utf-8"))
+        model = INFO.model
     else:
         import open_clip
 

@@ -8,8 +8,8 @@ from stages.run import run
 from structalign import paths
 from structalign.config.schema import Config
 from structalign.model.clip import ClipInfo, open_clip_backbone, save_clip
+from structalign.model.tiny_clip import tiny_clip
 from structalign.retrieval.gallery import save_index
-from structalign.training.tiny_clip import tiny_backbone
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.files import atomic_write_json, fresh_dir
 from structalign.util.log import log
@@ -20,7 +20,7 @@ NOTHING_MEASURED: dict[str, list[object]] = {"tasks": [], "rows": []}
 
 
 def main(config: Config) -> None:
-    """Get CLIP's weights, by name, from a file, or by training a tiny one; write models/clip and task 0."""
+    """Get CLIP's weights, by name, from a file, or the tiny one of the program; write models/clip and task 0."""
     use_arithmetic(config.threads)
     clip, info = _backbone(config)
     with fresh_dir(paths.CLIP) as folder:
@@ -37,7 +37,7 @@ def main(config: Config) -> None:
 def _backbone(config: Config) -> tuple[nn.Module, ClipInfo]:
     settings = config.backbone
     if settings.architecture == "tiny":
-        return tiny_backbone(config.seed, settings.steps)
+        return tiny_clip()
     return open_clip_backbone(settings.architecture, settings.pretrained, settings.weights)
 
 

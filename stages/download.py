@@ -23,7 +23,8 @@ def main(config: Config) -> None:
     sides = [clip.split for clip in clips]
     categories = len({clip.category for clip in clips})
     log.info(
-        f"{config.data.name}: {sides.count('train')} training and {sides.count('test')} test clips, "
+        f"{config.data.name}: {sides.count('train')} training, {sides.count('val')} validation and "
+        f"{sides.count('test')} test clips, "
         f"{categories} categories"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from structalign.config.schema import Config
 from structalign.data.store import FrameStore
 from structalign.data.tasks import TaskSplit, read_task
 from structalign.evaluation.diagnostics import diagnose
-from structalign.evaluation.evaluate import rank
+from structalign.evaluation.evaluate import rank, recall_over_all
 from structalign.evaluation.examples import follow, illustrate
 from structalign.evaluation.record import Record
 from structalign.evaluation.reference import recall_within_own_gallery, reference
@@ -42,7 +43,9 @@ def main(config: Config, task: int) -> None:
     references = reference(
         *_untouched(learner, store, split), split, config.similarity, _next_r1(config, task, learner, store)
     )
-    row = record.add_evaluation(config, split, galleries, ranking, features, references)
+    validation = _validation_gallery(earlier, learner, store, split)
+    val_r1 = recall_over_all(rank(learner.retriever, validation, config.similarity))["r1"] if validation else None
+    row = record.add_evaluation(config, split, galleries, ranking, features, references, val_r1)
     record.add_training(paths.loss_curve(task), paths.cost(task))
 
     record.followed = follow(record.followed, galleries, ranking.scores, config.K, config.seed)
@@ -51,6 +54,8 @@ def main(config: Config, task: int) -> None:
     with fresh_dir(paths.gallery(task)) as folder:
         copy_galleries(earlier, folder)
         galleries[-1].save(folder)
+        if validation:
+            validation[-1].save(folder, "validation")
         save_index(folder, task)
     with fresh_dir(paths.record(task)) as folder:
         record.save(folder)
@@ -70,6 +75,15 @@ def _next_r1(config: Config, task: int, learner: Learner, store: FrameStore) -> 
     split = read_task(paths.split(task + 1))
     frames = learner.encode_clips(store, [sample.clip for sample in split.test])
     return recall_within_own_gallery(learner.retriever, split, frames, config.similarity, task)
+
+
+def _validation_gallery(earlier: Path, learner: Learner, store: FrameStore, split: TaskSplit) -> list[TaskGallery]:
+    """Galleries of all seen tasks' validation videos, stored as the test videos' are; empty if there are none."""
+    if not split.validation:
+        return []
+    frames = learner.encode_clips(store, [sample.clip for sample in split.validation])
+    newest = TaskGallery.from_samples(split.task, split.validation, frames)
+    return [*load_galleries(earlier, "validation"), newest]
 
 
 if __name__ == "__main__":

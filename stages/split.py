@@ -21,10 +21,12 @@ def main(config: Config) -> None:
     with fresh_dir(paths.SPLIT) as folder:
         for split in splits:
             write_task(split, folder / task_file(split.task))
-    train, test = (sum(len(getattr(split, side)) for split in splits) for side in ("train", "test"))
+    train, validation, test = (
+        sum(len(getattr(split, side)) for split in splits) for side in ("train", "validation", "test")
+    )
     log.info(
-        f"{len(splits)} tasks of {len(splits[0].categories)} categories: {train} training and {test} test clips, "
-        f"{sum(len(split.missing) for split in splits)} missing"
+        f"{len(splits)} tasks of {len(splits[0].categories)} categories: {train} training, {validation} validation "
+        f"and {test} test clips, {sum(len(split.missing) for split in splits)} missing"
     )
 
 
@@ -33,7 +35,8 @@ def divide(config: Config, clips: list[Clip], missing: list[str]) -> list[TaskSp
     if config.data.protocol == "published":
         require_published(config.K, config.data.published_tasks)
         return published_split(read_published(split_file(raw_folder(config), config.K)), clips, missing)
-    return few_shot_split(clips, config.K, config.split.shots, config.seed, config.split.order, missing)
+    rules = config.split
+    return few_shot_split(clips, config.K, rules.shots, config.seed, rules.order, missing, rules.validation)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from structalign.data.store import FrameStore
 from structalign.data.tasks import TaskSplit, read_task
 from structalign.evaluation.evaluate import rank, recall_over_all
 from structalign.methods.base.discover import method_class
-from structalign.retrieval.gallery import TaskGallery, load_galleries
+from structalign.retrieval.gallery import Side, TaskGallery, load_galleries
 from structalign.training import launch
 from structalign.training.learner import Learner
 from structalign.training.loader import TrainingSet
@@ -76,26 +76,26 @@ def _take_up(config: Config, task: int) -> tuple[TaskSplit, Checkpoint, Learner]
 
 
 def _trainer(config: Config, split: TaskSplit, learner: Learner, resume: ResumeFile) -> Trainer:
-    earlier = load_galleries(paths.gallery(split.task - 1))
     if learner.method.needs_galleries:
-        learner.method.start_galleries(earlier)
+        learner.method.start_galleries(load_galleries(paths.gallery(split.task - 1)))
     store = FrameStore(paths.FRAMES)
     data = TrainingSet(split.train, store, learner.retriever, config.machine.num_workers)
     validate = None
     if config.train.select == "best_on_test":
         log.warning("train.select=best_on_test: the epoch is picked on the test queries, which leaks the test set")
-        validate = partial(_recall_on_test, config, split, store, learner, earlier)
+        validate = partial(_recall_on, "test", config, split, store, learner)
+    elif config.train.select == "best_on_val":
+        validate = partial(_recall_on, "validation", config, split, store, learner)
     return Trainer(learner.method, data, config, split.task, validate, resume)
 
 
-def _recall_on_test(
-    config: Config, split: TaskSplit, store: FrameStore, learner: Learner, earlier: list[TaskGallery]
-) -> float:
-    """R@1 of all seen tasks' test queries: what `best_on_test` picks its epoch by."""
-    galleries = list(earlier)
+def _recall_on(side: Side, config: Config, split: TaskSplit, store: FrameStore, learner: Learner) -> float:
+    """R@1 of all seen tasks' queries of one side: what `best_on_val` and `best_on_test` pick their epoch by."""
+    galleries = load_galleries(paths.gallery(split.task - 1), side)
     for one in _all_tasks(config) if learner.method.needs_all_tasks else [split]:
-        frames = learner.encode_clips(store, [sample.clip for sample in one.test])
-        galleries.append(TaskGallery.from_samples(one.task, one.test, frames))
+        samples = one.test if side == "test" else one.validation
+        frames = learner.encode_clips(store, [sample.clip for sample in samples])
+        galleries.append(TaskGallery.from_samples(one.task, samples, frames))
     return recall_over_all(rank(learner.retriever, galleries, config.similarity))["r1"]
 
 

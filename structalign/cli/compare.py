@@ -86,7 +86,7 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--study", default="methods", help="file in conf/study (default: %(default)s)")
-    parser.add_argument("--data", default="shapes")
+    parser.add_argument("--data", default="creatures")
     parser.add_argument("--K", type=int, default=None, help="number of tasks (default: that of the data set)")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="default: %(default)s")
     parser.add_argument(

@@ -41,19 +41,21 @@ class SplitConfig(Section):
     """Training videos per category."""
     order: Literal["shuffled", "given"]
     """Order in which categories become tasks."""
+    validation: Count
+    """Validation videos per category, which neither train nor test uses; 0: none. Built-in data have them of their
+    own, MSR-VTT and ActivityNet take them from what the benchmark leaves out, local data from rows whose split is
+    `val`, or else from the training videos that the draw left."""
 
 
 class BackboneConfig(Section):
     """The CLIP that everything starts from."""
 
     architecture: str
-    """An open_clip model name, or `tiny`: a small CLIP trained here, on still frames of the built-in data."""
+    """An open_clip model name, or `tiny`: a small CLIP that comes with the program, trained on still images."""
     pretrained: str | None
     """An open_clip pretrained tag."""
     weights: str | None
     """A local weights file, in place of `pretrained`."""
-    steps: Positive
-    """Training steps of the tiny CLIP."""
 
 
 class ModelConfig(Section):
@@ -169,10 +171,12 @@ class TrainConfig(Section):
     """Share of task 1's steps that warm up; later tasks have no warm-up."""
     schedule: Literal["cosine", "released"]
     """cosine: half a cosine down to 0. released: a full one, which comes back up."""
-    select: Literal["last", "best_on_test"]
-    """Which epoch is kept. best_on_test leaks the test set; it is there to compare with published tables."""
+    select: Literal["last", "best_on_val", "best_on_test"]
+    """Which epoch is kept: the last, or that with the best R@1 over all seen tasks on the validation videos
+    (split.validation) or on the test videos. best_on_test leaks the test set; it is there to compare with published
+    tables."""
     patience: Positive
-    """best_on_test: stop after this many epochs without a better R@1 ..."""
+    """best_on_val, best_on_test: stop after this many epochs without a better R@1 ..."""
     min_epochs: Count
     """... but not before this many."""
     freeze_experts: bool
@@ -208,7 +212,7 @@ class EvaluateConfig(Section):
     """null: every query is scored against every video. M: each query's M best videos by global cosine are scored by
     words and frames as well, and all others rank below them, in the order of their global cosine. A candidate's
     score is the fused one, but the mean and standard deviation of its word-frame z-score come from 512 videos spread
-    evenly over the gallery. Where M covers the gallery, nothing changes. train.select=best_on_test ranks in full."""
+    evenly over the gallery. Where M covers the gallery, nothing changes. train.select ranks in full."""
     index: Literal["flat", "faiss"]
     """How the M best are found. flat: among all global cosines. faiss: in an inverted file of 8-bit vectors, for
     galleries beyond memory; it may miss some, and videos that it does not return tie for the last rank."""
@@ -269,6 +273,12 @@ class Config(Section):
     train: TrainConfig
     evaluate: EvaluateConfig
     machine: MachineConfig
+
+    @model_validator(mode="after")
+    def _selection_has_videos(self) -> Config:
+        if self.train.select == "best_on_val" and self.split.validation == 0:
+            raise ValueError("train.select = 'best_on_val': needs split.validation, validation videos per category")
+        return self
 
     @model_validator(mode="after")
     def _tasks_follow_from_k(self) -> Config:

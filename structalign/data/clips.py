@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from structalign.config.schema import Config
 
 MANIFEST = "manifest.jsonl"
+SIDES = ("train", "val", "test")
 
 # Ids become names inside the frame shards, so only characters that every file system and archive takes.
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}")
@@ -44,7 +45,7 @@ class Clip:
         not refused here, but counts as a clip that cannot be decoded (`frames.allow_missing`).
     category : str
         What the clip shows; tasks are sets of categories.
-    split : {"train", "test"}
+    split : {"train", "val", "test"}
         Which side the clip is on.
     captions : tuple of str
         At least one, each with something to read.
@@ -62,7 +63,7 @@ class Clip:
     start: float | None
     end: float | None
     category: str
-    split: Literal["train", "test"]
+    split: Literal["train", "val", "test"]
     captions: tuple[str, ...]
     origin: str = ""
 
@@ -77,8 +78,8 @@ class Clip:
         where = f"clip {self.id}"
         check_relative(self.video, where)
         _check_times(self.start, self.end, where)
-        if self.split not in ("train", "test"):
-            raise UserError(f"{where}: split = {self.split!r}: must be train or test")
+        if self.split not in SIDES:
+            raise UserError(f"{where}: split = {self.split!r}: must be train, val or test")
         if not self.category.strip():
             raise UserError(f"{where}: the category is empty")
         if not self.captions:
@@ -172,7 +173,7 @@ def read_manifest(path: str | Path) -> list[Clip]:
     Raises
     ------
     UserError
-        If the file is missing, empty or not JSON lines, a clip is not valid, an id occurs twice, or train and test
+        If the file is missing, empty or not JSON lines, a clip is not valid, an id occurs twice, or two sides
         share moments of a video. The message names file and line.
     """
     path = Path(path)
@@ -209,7 +210,7 @@ def _conflicts(clips: list[Clip]) -> Iterator[tuple[int, str]]:
         yield 0, "holds no clip"
     for index, clip in enumerate(clips):
         if sides.get(clip.id, clip.split) != clip.split:
-            yield index, f"clip {clip.id} is in train and in test; it may be in one of them only"
+            yield index, f"clip {clip.id} is in {sides[clip.id]} and in {clip.split}; it may be in one of them only"
         elif clip.id in sides:
             yield index, f"clip {clip.id} occurs twice; ids must be unique"
         for other in of_video[clip.video]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,8 @@ def published_split(published: PublishedSplit, clips: list[Clip], missing: Colle
     published : dict
         From `read_published`.
     clips : list of Clip
-        The manifest; it must hold every video of the split, on the same side.
+        The manifest; it must hold every video of the split, on the same side. Its validation clips join the tasks of
+        their categories.
     missing : collection of str
         Clips without frames.
 
@@ -55,6 +57,10 @@ def published_split(published: PublishedSplit, clips: list[Clip], missing: Colle
             )
         chosen[task - 1].append(clip)
     order = [[names[task, str(category)] for category in group] for task, group in published["train"].items()]
+    place = {name: task for task, group in enumerate(order) for name in group}
+    for clip in clips:
+        if clip.split == "val" and clip.category in place:
+            chosen[place[clip.category]].append(clip)
     return _assemble(order, chosen, missing)
 
 
@@ -65,6 +71,7 @@ def few_shot_split(
     seed: int,
     order: Literal["shuffled", "given"] = "shuffled",
     missing: Collection[str] = (),
+    validation: int = 0,
 ) -> list[TaskSplit]:
     """Divide the categories evenly over tasks and draw few training clips of each; test clips are all kept.
 
@@ -82,6 +89,8 @@ def few_shot_split(
         Whether categories are dealt out shuffled, or as they first appear in the manifest.
     missing : collection of str
         Clips without frames.
+    validation : int
+        Validation clips per category: from the category's own ones, or else from training clips that were not drawn.
 
     Returns
     -------
@@ -113,9 +122,13 @@ def few_shot_split(
         for category in group:
             train, test = pools[category, "train"], pools[category, "test"]
             _check_enough(category, len(train), len(test), shots)
-            train = sorted(train, key=lambda clip: clip.id)
-            chosen[-1] += resample(train, replace=False, n_samples=shots, random_state=int(draw_seed[category]))
-            chosen[-1] += test
+            draw = partial(resample, replace=False, random_state=int(draw_seed[category]))
+            shown = draw(sorted(train, key=lambda clip: clip.id), n_samples=shots)
+            chosen[-1] += [*shown, *test]
+            if validation:
+                spare = pools[category, "val"] or _left_over(train, shown)
+                _check_spare(category, len(spare), validation)
+                chosen[-1] += draw(sorted(spare, key=lambda clip: clip.id), n_samples=validation)
     gone = [[clip for clip in clips if clip.id in set(missing) and clip.category in group] for group in groups]
     splits = _assemble(groups, chosen, ())
     return [
@@ -149,6 +162,20 @@ def _check_number(num_tasks: int, num_categories: int) -> None:
         raise UserError(
             f"K = {num_tasks}: does not divide the {num_categories} categories evenly; choose one of "
             f"{', '.join(divisors)}"
+        )
+
+
+def _left_over(train: list[Clip], shown: list[Clip]) -> list[Clip]:
+    """Training clips of videos that no drawn clip shows, for validation."""
+    used = {clip.video for clip in shown}
+    return [replace(clip, split="val") for clip in train if clip.video not in used]
+
+
+def _check_spare(category: str, spare: int, validation: int) -> None:
+    if spare < validation:
+        raise UserError(
+            f"category {category!r} has {spare} videos with frames for validation, but "
+            f"split.validation = {validation}; lower it, or add videos"
         )
 
 
@@ -190,6 +217,7 @@ def _assemble(order: list[list[str]], chosen: list[list[Clip]], missing: Collect
             categories=[Category(ids[name], name) for name in group],
             train=[_sample(clip, ids) for clip in kept if clip.split == "train"],
             test=[_sample(clip, ids) for clip in kept if clip.split == "test"],
+            validation=[_sample(clip, ids) for clip in kept if clip.split == "val"],
             missing=[clip.id for clip in clips if clip.id in left_out],
         )
         _refuse_empty_categories(split)
@@ -212,7 +240,10 @@ def _refuse_shared_videos(chosen: list[list[Clip]]) -> None:
 
 
 def _refuse_empty_categories(split: TaskSplit) -> None:
-    for side, samples in (("training", split.train), ("test", split.test)):
+    sides = [("training", split.train), ("test", split.test)]
+    if split.validation:
+        sides.append(("validation", split.validation))
+    for side, samples in sides:
         present = {sample.category for sample in samples}
         for category in split.categories:
             if category.id not in present:

@@ -1,4 +1,4 @@
-"""What a task brings: its categories and its training and test clips, as `data/split/task-NN.json` holds them."""
+"""What a task brings: its categories and its clips of each side, as `data/split/task-NN.json` holds them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class TaskSplit:
     categories : list of Category
         This task's.
     train, test : list of Sample
-        Every category has at least one of each, but for `joint`.
+        Every category has at least one of each.
+    validation : list of Sample
+        As many of every category, or none at all.
     missing : list of str
         Clips of this task's categories that are left out because they have no frames.
     """
@@ -54,6 +56,7 @@ class TaskSplit:
     categories: list[Category]
     train: list[Sample]
     test: list[Sample]
+    validation: list[Sample]
     missing: list[str]
 
     __pydantic_config__ = ConfigDict(extra="forbid")

@@ -111,6 +111,8 @@ class Measured:
         untouched CLIP.
     earlier_r1 : list of float
         R@1 over all seen tasks after each of tasks 1..t - 1.
+    val_r1 : float, optional
+        R@1 over the validation videos of all seen tasks.
     """
 
     ranks: np.ndarray
@@ -124,6 +126,7 @@ class Measured:
     before: list[float]
     untouched: list[float]
     earlier_r1: list[float]
+    val_r1: float | None = None
 
 
 def recall_at(ranks: np.ndarray, cutoff: int) -> float:
@@ -175,6 +178,17 @@ METRICS: tuple[Metric, ...] = (
             colour=f"R@{cutoff}",
         )
         for cutoff in (1, 5, 10)
+    ),
+    Metric(
+        key="val_r1",
+        label="validation R@1",
+        unit="%",
+        better="higher",
+        ideal=100,
+        range="0 to 100",
+        meaning="R@1 of the validation queries of all seen tasks against galleries of validation videos alone, which "
+        "are smaller than those of the test videos. Parameters and epochs are to be chosen by it.",
+        compute=lambda measured: measured.val_r1,
     ),
     Metric(
         key="medr",

@@ -106,6 +106,7 @@ class Record:
         ranking: Ranking,
         features: dict[str, Tensor],
         reference: Reference,
+        val_r1: float | None = None,
     ) -> dict[str, Any]:
         """Append the evaluation after a task and return its row of metrics."""
         newest = galleries[-1]
@@ -122,7 +123,7 @@ class Record:
             key = f"zero_shot/{name}"
             earlier = [self.features[key]] if key in self.features else []
             features = {**features, key: torch.cat([*earlier, getattr(reference, name)])}
-        row = metrics_row(ranking, tasks, self.recall["rows"], features, galleries, reference)
+        row = metrics_row(ranking, tasks, self.recall["rows"], features, galleries, reference, val_r1)
         facts = {
             "method": config.method.name,
             "variant": config.variant,
@@ -154,6 +155,7 @@ def metrics_row(
     features: dict[str, Tensor],
     galleries: list[TaskGallery],
     reference: Reference,
+    val_r1: float | None = None,
 ) -> dict[str, Any]:
     """All metrics of `METRICS` after the last of `tasks`, A's row, and the geometry of the class means."""
     within = [{"task": entry["task"], **recall_within_task(ranking, entry["task"])} for entry in tasks]
@@ -171,6 +173,7 @@ def metrics_row(
         before=[row["next_r1"] for row in earlier],
         untouched=[*(row["untouched_r1"] for row in earlier), reference.untouched_r1][1:],
         earlier_r1=[row["r1"] for row in earlier],
+        val_r1=val_r1,
     )
     frames = class_frames(features)
     return {

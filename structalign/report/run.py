@@ -31,7 +31,7 @@ class Run:
     seed : int
         Seed of the run.
     select : str
-        Which epoch was kept: ``last`` or ``best_on_test``.
+        Which epoch was kept: ``last``, ``best_on_val`` or ``best_on_test``.
     protocol : str
         Where the split comes from: ``published`` or ``fewshot``.
     data_fingerprint : str

@@ -1,7 +1,8 @@
 """The gallery: features of each task's test videos, as the model of that time saw them, and the task's queries.
 
 A gallery is stored once and never recomputed (METHOD.md, section 1). What later tasks need of earlier ones
-travels along the chain: the folder after task t holds the galleries of tasks 1..t.
+travels along the chain: the folder after task t holds the galleries of tasks 1..t. Validation videos, if there are
+any, have galleries of their own beside them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -20,6 +22,9 @@ from structalign.util.errors import UserError
 from structalign.util.files import MEND, atomic_write_json
 
 INDEX = "tasks.json"
+
+Side = Literal["test", "validation"]
+_STEMS: dict[Side, str] = {"test": "task", "validation": "validation"}
 
 
 @dataclass
@@ -62,14 +67,15 @@ class TaskGallery:
             frames=frames,
         )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, side: Side = "test") -> None:
         """Write the gallery into an existing folder."""
-        save_tensors({"frames": self.frames}, folder / f"task-{self.task:02d}.safetensors")
+        stem = f"{_STEMS[side]}-{self.task:02d}"
+        save_tensors({"frames": self.frames}, folder / f"{stem}.safetensors")
         facts = {key: value for key, value in vars(self).items() if key != "frames"}
-        atomic_write_json(folder / f"task-{self.task:02d}.json", facts)
+        atomic_write_json(folder / f"{stem}.json", facts)
 
 
-def load_galleries(folder: Path) -> list[TaskGallery]:
+def load_galleries(folder: Path, side: Side = "test") -> list[TaskGallery]:
     """Read all galleries in a folder, in the order of their tasks; an empty folder gives an empty list.
 
     Frame features stay in their files, mapped: what is never looked at is never read, and what was read is memory
@@ -82,7 +88,7 @@ def load_galleries(folder: Path) -> list[TaskGallery]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such gallery; `dvc repro` makes it")
-    return [_load(folder / f"task-{task:02d}.json") for task in _read_index(folder)]
+    return [_load(folder / f"{_STEMS[side]}-{task:02d}.json") for task in _read_index(folder)]
 
 
 def save_index(folder: Path, num_tasks: int) -> None:
@@ -111,7 +117,7 @@ def _load(path: Path) -> TaskGallery:
 
 def copy_galleries(source: Path, target: Path) -> None:
     """Copy earlier galleries as they are; DVC's cache stores identical files once."""
-    for path in sorted(source.glob("task-[0-9]*")):
+    for path in sorted(source.glob("*-[0-9]*")):
         shutil.copyfile(path, target / path.name)
 
 

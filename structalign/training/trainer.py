@@ -83,7 +83,7 @@ class Trainer:
     task : int
         The task, from 1.
     validate : callable, optional
-        Gives R@1 of the present model on the test queries. Needed for `train.select=best_on_test` alone.
+        Gives R@1 of the present model. Needed for `train.select=best_on_val` and `best_on_test` alone.
     resume : ResumeFile, optional
         Where an interrupted training left off, and where this one notes how far it got.
     """
@@ -240,7 +240,7 @@ def _put(weights: list[Tensor], values: list[Tensor]) -> None:
 
 
 class _BestEpoch:
-    """Remember the weights of the epoch with the best R@1 on the test queries, and say when to stop."""
+    """Remember the weights of the epoch with the best R@1, and say when to stop."""
 
     def __init__(self, weights: list[Tensor], patience: int, min_epochs: int) -> None:
         self.weights, self.patience, self.min_epochs = weights, patience, min_epochs

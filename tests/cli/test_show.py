@@ -7,10 +7,16 @@ from rich.console import Console
 from structalign.cli.show import NAMED, changes, experiments_table, of_study, parameters
 
 VALUES = {"about": "x", "tasks": {"01": {"id": 1}}, "last": "01", "K": 5, "variant": "method"}
-VALUES |= {"data": {"name": "shapes", "shots": 1}, "loss": {"etf": {"weight": 0.1}}, "train": {"select": "last"}}
+VALUES |= {"data": {"name": "creatures", "shots": 1}, "loss": {"etf": {"weight": 0.1}}, "train": {"select": "last"}}
 KEYS = ["K", "variant", "data.name", "data.shots", "loss.etf.weight", "train.select"]
 BASE = {"Experiment": "", "rev": "main", "typ": "baseline", "r1": "1.5", "K": "5", "variant": "method"}
-BASE |= {"data.name": "shapes", "data.shots": "1", "loss.etf.weight": "0.1", "train.select": "last", "select": "last"}
+BASE |= {
+    "data.name": "creatures",
+    "data.shots": "1",
+    "loss.etf.weight": "0.1",
+    "train.select": "last",
+    "select": "last",
+}
 
 
 def printed(*rows: dict[str, str]) -> list[str]:

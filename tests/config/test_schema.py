@@ -63,7 +63,10 @@ ABSENT = object()
         ("seed", -1, "seed = -1"),
         ("seed", "zero", "seed = 'zero'"),
         ("threads", 0, "threads = 0"),
-        ("data.name", "imagenet", "data.name = 'imagenet'.*actnet, local, msrvtt"),
+        ("data.name", "imagenet", "data.name = 'imagenet'.*actnet, creatures, local, msrvtt"),
+        ("data.name", "shapes", "data.name = 'shapes'.*actnet, creatures, local, msrvtt"),
+        ("backbone.steps", 300, "backbone.steps: unknown key"),
+        ("split.validation", -1, "split.validation = -1"),
         ("data.protocol", "published", "data.protocol = 'published'"),
         ("data.categories", 0, "data.categories = 0"),
         ("frames.num_frames", 0, "frames.num_frames = 0"),
@@ -149,3 +152,9 @@ def test_a_bad_override_leaves_the_file_alone(tmp_path: Path, override: str, sai
     assert "\n" not in str(caught.value)
     assert target.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_selection_on_validation_videos_needs_some(tmp_path: Path) -> None:
+    assert composed(tmp_path, "train.select=best_on_val").split.validation > 0
+    with pytest.raises(UserError, match=r"train\.select = 'best_on_val': needs split\.validation"):
+        composed(tmp_path, "train.select=best_on_val", "split.validation=0")

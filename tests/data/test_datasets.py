@@ -223,7 +223,58 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
     assert len(found) < 20
 
 
+@pytest.mark.usefixtures("small")
+def test_msrvtt_validation_videos_are_none_of_the_published_ones(here: Path) -> None:
+    annotations = msrvtt_annotations()
+    for video, category in (("video7", 0), ("video8", 1), ("video9", 2), ("video10", 3), ("video11", 3)):
+        annotations["videos"].append({"video_id": video, "category": category, "split": "train"})
+        annotations["sentences"].append({"video_id": video, "caption": f"{video} sentence"})
+    videos = here / "MSRVTT"
+    videos.mkdir()
+    for row in annotations["videos"]:
+        (videos / f"{row['video_id']}.mp4").write_bytes(b"video")
+    (videos / "annotations.json").write_text(json.dumps(annotations))
+    config = config_for(msrvtt_data(here, archive=videos), split={"validation": 1})
+    stages.download.main(config)
+    drawn = {clip.id: clip for clip in read_manifest("data/raw/msrvtt/manifest.jsonl") if clip.split == "val"}
+    assert len(drawn) == 4
+    assert not set(drawn) & set(VIDEOS)
+    atomic_write_json("data/frames/missing.json", [])
+    stages.split.main(config)
+    tasks = [read_task(path) for path in sorted(Path("data/split").iterdir())]
+    assert sorted(sample.clip for task in tasks for sample in task.validation) == sorted(drawn)
+    for task in tasks:
+        names = {category.id: category.name for category in task.categories}
+        assert all(names[sample.category] == drawn[sample.clip].category for sample in task.validation)
+    with pytest.raises(UserError, match=r"split\.validation = 3: category 'gaming' has 1 videos beyond"):
+        stages.download.main(config_for(msrvtt_data(here, archive=videos), split={"validation": 3}))
+
+
 # ActivityNet
+
+
+@pytest.mark.usefixtures("small")
+def test_actnet_validation_videos_are_none_of_the_published_ones(here: Path) -> None:
+    data = actnet_data(here)
+    with pytest.raises(UserError, match=r"split\.validation needs data\.validation_captions"):
+        stages.download.main(config_for(data, split={"validation": 1}))
+    labels = ["Tango", "Polo", "Sumo", "BMX", "BMX", "Chess"]
+    content = json.loads((here / "train.json").read_text())
+    content |= {
+        f"v_{index}x": {"timestamps": [[index, index + 5]], "sentences": [f"spare {index}"]} for index in range(6)
+    }
+    (here / "spare.json").write_text(json.dumps(content))
+    database = {f"{index}x": {"annotations": [{"label": label}]} for index, label in enumerate(labels)}
+    (here / "labels.json").write_text(json.dumps({"database": {**database, "unlabelled": {"annotations": []}}}))
+    for index in range(6):
+        (here / "videos" / f"v_{index}x.mp4").write_text("x")
+    data |= {"validation_captions": source(here / "spare.json"), "labels": source(here / "labels.json")}
+    stages.download.main(config_for(data, split={"validation": 1}))
+    clips = [clip for clip in read_manifest("data/raw/actnet/manifest.jsonl") if clip.split == "val"]
+    assert sorted(clip.category for clip in clips) == ["BMX", "Polo", "Sumo", "Tango"]
+    for clip in clips:
+        index = int(clip.id[2])
+        assert (clip.category, clip.start, clip.captions) == (labels[index], float(index), (f"spare {index}",))
 
 
 @pytest.mark.usefixtures("small")

@@ -119,6 +119,24 @@ def test_a_video_in_two_tasks_is_refused(side: str) -> None:
 # Files of tasks
 
 
+def test_validation_clips_are_their_own_or_what_the_draw_of_training_clips_left() -> None:
+    clips = clips_of(4)
+    for own in (False, True):
+        extra = [replace(clip, id=f"own-{clip.id}", video=f"own-{clip.video}", split="val") for clip in clips]
+        mine = [*clips, *(extra if own else [])]
+        with_them = few_shot_split(mine, 2, 3, 0, validation=2)
+        without = few_shot_split(mine, 2, 3, 0)
+        assert [replace(split, validation=[]) for split in with_them] == without
+        for split in with_them:
+            drawn = Counter(sample.category for sample in split.validation)
+            assert drawn == {category.id: 2 for category in split.categories}
+            others = {sample.clip for sample in (*split.train, *split.test)}
+            assert not {sample.clip for sample in split.validation} & others
+            assert all(sample.clip.startswith("own-") == own for sample in split.validation)
+    with pytest.raises(UserError, match=r"has 2 videos with frames for validation, but split\.validation = 3"):
+        few_shot_split(clips, 2, 3, 0, validation=3)
+
+
 def test_task_files_round_trip(tmp_path: Path) -> None:
     split = few_shot_split(clips_of(4), 2, 2, 0, missing=["test-0-0"])[0]
     write_task(split, tmp_path / "task-01.json")

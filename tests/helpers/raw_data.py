@@ -15,6 +15,7 @@ from tests.helpers.params import params
 def config_for(data: dict[str, Any], num_tasks: int = 2, **sections: dict[str, Any]) -> Config:
     values = params()
     names = [f"{task:02d}" for task in range(num_tasks + 1)]
+    values["split"]["validation"] = 0  # unlike the built-in data, most have none of their own
     values |= {"K": num_tasks, "data": data, "last": names[-1]}
     values["tasks"] = {names[task]: {"id": task, "previous": names[task - 1]} for task in range(1, num_tasks + 1)}
     for name, changes in sections.items():
@@ -124,6 +125,8 @@ def actnet_data(folder: Path, **changes: Any) -> dict[str, Any]:
         "splits": write_splits(folder, ["Tango", "Polo", "Sumo", "BMX"], "v_"),
         "train_captions": source(folder / "train.json"),
         "test_captions": source(folder / "test.json"),
+        "validation_captions": None,
+        "labels": None,
         **changes,
     }
 

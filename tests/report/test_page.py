@@ -46,7 +46,7 @@ class Page(HTMLParser):
 def run_with(shown: dict[str, Any], **changes: Any) -> Run:
     row = {"after": 1, "r1": 12.345, "r5": 20.0, "r10": 30.0, "medr": 4.0, "meanr": 5.0, "bwf": 6.789, "A": [12.3]}
     task = {"task": 1, "categories": 2, "queries": 10, "videos": 10, "missing": 0}
-    facts = {"method": "structalign", "variant": "method", "data": "shapes", "num_tasks": 1, "seed": 3}
+    facts = {"method": "structalign", "variant": "method", "data": "creatures", "num_tasks": 1, "seed": 3}
     facts |= {"select": "last", "protocol": "fewshot", "data_fingerprint": "ab" * 8, "tasks": [task], "rows": [row]}
     return Run(**{**facts, **changes}, shown=shown)
 
@@ -82,7 +82,7 @@ def test_results_are_marked_by_sign_and_word_and_ranks_are_given() -> None:
 
 def test_header_says_which_run_it_is() -> None:
     text = Page(render(run_with(examples()), {})).text
-    for part in ("structalign on shapes", "12.35", "6.79", "K (tasks)1", "seed3", "Found when learnt, lost since"):
+    for part in ("structalign on creatures", "12.35", "6.79", "K (tasks)1", "seed3", "Found when learnt, lost since"):
         assert part in re.sub(r"\s*\n\s*", "", text), part
     assert "Warning" not in text
 

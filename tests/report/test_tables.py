@@ -44,7 +44,7 @@ def write_gallery(
     record = {
         "method": "structalign",
         "variant": "method",
-        "data": "shapes",
+        "data": "creatures",
         "protocol": "fewshot",
         "seed": seed,
         "K": num_tasks,
@@ -275,7 +275,7 @@ def test_selection_on_the_test_set_is_reported_everywhere(tmp_path: Path) -> Non
 
 def test_a_run_that_keeps_the_last_epoch_carries_no_warning(tmp_path: Path) -> None:
     for name, figure in stage.draw(read_run(write_gallery(tmp_path))):
-        assert figure.get_supxlabel() == "structalign on shapes, K = 3, seed 0", name
+        assert figure.get_supxlabel() == "structalign on creatures, K = 3, seed 0", name
 
 
 def test_real_benchmark_is_set_against_the_published_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_real_benchmark_is_set_against_the_published_table(tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     ("data", "num_tasks", "protocol"),
-    [("msrvtt", 5, "published"), ("shapes", 10, "published"), ("actnet", 10, "fewshot")],
+    [("msrvtt", 5, "published"), ("creatures", 10, "published"), ("actnet", 10, "fewshot")],
 )
 def test_nothing_published_means_no_comparison(tmp_path: Path, data: str, num_tasks: int, protocol: str) -> None:
     run = read_run(write_gallery(tmp_path, num_tasks, bare=True, data=data, protocol=protocol))

@@ -14,7 +14,7 @@ from structalign.methods.base.discover import method_names
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
-CHOSEN = {"method.name": "structalign", "data.name": "shapes"}
+CHOSEN = {"method.name": "structalign", "data.name": "creatures"}
 
 
 def imported(path: Path) -> set[Path]:

@@ -17,8 +17,11 @@ from structalign.data.datasets.common import (
     user_folder,
     write_fingerprints,
 )
-from structalign.data.datasets.published_splits import keep_splits, read_benchmark
+from structalign.data.datasets.published_splits import draw_validation, keep_splits, read_benchmark
 from structalign.util.errors import UserError
+
+Segments = dict[str, tuple[float, float, str]]
+"""Start, end (seconds) and caption of each video's first segment."""
 
 
 class DataConfig(DataSection):
@@ -35,6 +38,10 @@ class DataConfig(DataSection):
     """ActivityNet Captions, training part."""
     test_captions: Source
     """ActivityNet Captions, the part that the benchmark tests on."""
+    validation_captions: Source | None
+    """ActivityNet Captions' own `train.json`, with all 10,009 videos of its train part; for split.validation only."""
+    labels: Source | None
+    """ActivityNet's own `activity_net.v1-3.min.json`, with the category of every video; for split.validation only."""
 
     @property
     def published_tasks(self) -> list[int]:
@@ -55,7 +62,8 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     Returns
     -------
     list of Clip
-        One per video of the published splits: `timestamps[0]`, `sentences[0]` (METHOD.md section 1).
+        One per video of the published splits: `timestamps[0]`, `sentences[0]` (METHOD.md section 1). With
+        `split.validation`, also as many per category of those videos of the train part that the splits leave out.
 
     Raises
     ------
@@ -70,6 +78,10 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     placed = read_benchmark(paths, "actnet")
     annotations = {side: obtain(source) for side, source in _captions(data).items()}
     segments = {side: read_segments(path) for side, path in annotations.items()}
+    if config.split.validation:
+        annotations["val"], segments["val"] = _validation_segments(data)
+        spare = _spare(data, segments["val"], placed)
+        placed |= draw_validation(spare, config.split.validation, config.seed)
     clips = []
     for video, (side, category) in placed.items():
         if video not in segments[side]:
@@ -90,7 +102,41 @@ def _captions(data: DataConfig) -> dict[str, Any]:
     return {"train": data.train_captions, "test": data.test_captions}
 
 
-def read_segments(path: Path) -> dict[str, tuple[float, float, str]]:
+def _validation_segments(data: DataConfig) -> tuple[Path, Segments]:
+    if data.validation_captions is None or data.labels is None:
+        raise UserError(
+            "split.validation needs data.validation_captions (train.json of ActivityNet Captions) and data.labels "
+            "(activity_net.v1-3.min.json): name both files, or set split.validation to 0"
+        )
+    path = obtain(data.validation_captions)
+    return path, read_segments(path)
+
+
+def _spare(data: DataConfig, segments: Segments, placed: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """Category of each annotated video that the published splits leave out, but know the category of."""
+    assert data.labels is not None
+    labels = read_labels(obtain(data.labels))
+    known = {category for _, category in placed.values()}
+    return {video: labels[video] for video in segments if video not in placed and labels.get(video) in known}
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Read the category of each video, `v_` before its id, from ActivityNet's own file.
+
+    Raises
+    ------
+    UserError
+        Where the file is not `{"database": {id: {"annotations": [{"label": category}, ...]}}}`.
+    """
+    content = read_json(path)
+    try:
+        entries = content["database"].items()
+        return {f"v_{video}": entry["annotations"][0]["label"] for video, entry in entries if entry["annotations"]}
+    except (TypeError, KeyError, IndexError, AttributeError):
+        raise UserError(f"{path}: must hold the database of ActivityNet, activity_net.v1-3.min.json") from None
+
+
+def read_segments(path: Path) -> Segments:
     """Read start and end (seconds) and caption of each video's first annotated segment.
 
     Raises

@@ -14,7 +14,7 @@ from typing import Literal
 
 from structalign.config.schema import Config
 from structalign.config.section import DataSection
-from structalign.data.clips import Clip, check_relative, is_readable
+from structalign.data.clips import SIDES, Clip, check_relative, is_readable
 from structalign.data.datasets.common import list_videos, require_videos, user_folder, write_fingerprints
 from structalign.util.errors import UserError
 from structalign.util.files import user_path
@@ -181,8 +181,8 @@ def _key(row: dict[str, str], where: str) -> Key:
         raise UserError(f"{where}: video {row['video']} has a caption without a word: {row['caption']!r}")
     if not row["category"]:
         raise UserError(f"{where}: the category is empty")
-    if row["split"] not in ("train", "test"):
-        raise UserError(f"{where}: split = {row['split']!r}: must be train or test")
+    if row["split"] not in SIDES:
+        raise UserError(f"{where}: split = {row['split']!r}: must be train, val or test")
     check_relative(row["video"], where)
     # "./a.mp4" and "a.mp4" are one video.
     row["video"] = str(PurePosixPath(row["video"]))

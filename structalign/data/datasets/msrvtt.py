@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from structalign.data.datasets.common import (
     require_videos,
     write_fingerprints,
 )
-from structalign.data.datasets.published_splits import keep_splits, read_benchmark
+from structalign.data.datasets.published_splits import draw_validation, keep_splits, read_benchmark
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_json
 from structalign.util.log import log
@@ -104,7 +104,8 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     Returns
     -------
     list of Clip
-        `published`: the videos of the split files. `fewshot`: all annotated ones, with MSR-VTT's own train and
+        `published`: the videos of the split files, and validation videos from MSR-VTT's train and validation parts
+        that are in none of them (`split.validation`). `fewshot`: all annotated ones, with MSR-VTT's own train and
         validation parts to draw the few shots from. Training clips have all their sentences, test clips one:
         that of the published CSV, and for `fewshot` the first sentence of a video that is not in it.
 
@@ -122,6 +123,8 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     annotations = _annotations(data.annotations, videos, published)
     if data.protocol == "published":
         placed = {video: (side, category_name(number)) for video, (side, number) in published.items()}
+        if config.split.validation:
+            placed |= draw_validation(_spare(annotations, placed), config.split.validation, config.seed)
     else:
         placed = annotations.placed
     if not placed:
@@ -139,6 +142,20 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     videos.write_fingerprints(sorted(clip.video for clip in clips if clip.id in paths_of), target / "videos.json")
     keep_splits(splits, target)
     return clips
+
+
+def _spare(annotations: Annotations, taken: Container[str]) -> dict[str, str]:
+    """Category of each video of MSR-VTT's train and validation parts that the published split leaves out."""
+    if not annotations.placed:
+        raise UserError(
+            "split.validation needs the categories of all videos, which this annotation file lacks: "
+            "set data.annotations to MSRVTT_data.json, or split.validation to 0"
+        )
+    return {
+        video: category
+        for video, (side, category) in annotations.placed.items()
+        if side == "train" and video not in taken
+    }
 
 
 def category_name(number: str) -> str:

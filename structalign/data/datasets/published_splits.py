@@ -9,9 +9,12 @@ import io
 import pickle
 import pickletools
 import shutil
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from structalign.util.errors import UserError
 
@@ -198,6 +201,42 @@ def read_benchmark(paths: dict[int, Path], name: str) -> dict[str, tuple[str, st
     if not first:
         raise UserError("data.splits: names no split file")
     return first
+
+
+def draw_validation(spare: dict[str, str], count: int, seed: int) -> dict[str, tuple[str, str]]:
+    """Draw videos that the published split leaves out, as validation videos.
+
+    Parameters
+    ----------
+    spare : dict of str to str
+        Category of each video that may be drawn.
+    count : int
+        Videos per category.
+    seed : int
+
+    Returns
+    -------
+    dict
+        For each drawn video its side, `val`, and its category.
+
+    Raises
+    ------
+    UserError
+        Where a category has too few.
+    """
+    by_category: dict[str, list[str]] = defaultdict(list)
+    for video, category in spare.items():
+        by_category[category].append(video)
+    drawn: dict[str, tuple[str, str]] = {}
+    random = np.random.default_rng(seed)
+    for category, videos in sorted(by_category.items()):
+        if len(videos) < count:
+            raise UserError(
+                f"split.validation = {count}: category {category!r} has {len(videos)} videos beyond the published "
+                "split; lower it"
+            )
+        drawn |= {str(video): ("val", category) for video in random.choice(sorted(videos), count, replace=False)}
+    return drawn
 
 
 def require_published(num_tasks: int, published: Collection[int]) -> None:

@@ -1,0 +1,53 @@
+"""Stage pretrain: the tiny CLIP of the built-in benchmark, whose weights are committed.
+
+No other stage waits for it (`pretrain/dvc.yaml`, frozen): it takes half an hour on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from pathlib import Path
+
+from structalign.model.tiny_clip import WEIGHTS, store
+from structalign.report.figures import save
+from structalign.report.figures.pretraining import pretraining
+from structalign.training.pretrain import STEPS, Pretraining
+from structalign.util.command import errors_in_one_line, parse
+from structalign.util.files import atomic_write_text
+from structalign.util.log import progress
+from structalign.util.seeding import use_arithmetic
+
+EVERY = 50
+"""Steps between two points of the curve."""
+
+CURVE = Path("docs/tiny_clip.csv")
+FIGURE = Path("docs/figures/tiny_clip.png")
+
+
+def main() -> None:
+    """Train the tiny CLIP; write its weights, its learning curve and a figure of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    args = parse(parser)
+    with errors_in_one_line(args.debug):
+        use_arithmetic(1)  # sums, and so the weights, depend on the number of threads
+        training = Pretraining(STEPS)
+        points = list(progress(training.run(EVERY), STEPS // EVERY, "tiny CLIP", f"{EVERY} steps"))
+        store(training.clip.state_dict(), training.read, WEIGHTS)
+        atomic_write_text(CURVE, _curve_csv(points))
+        save(pretraining(points), FIGURE)
+
+
+def _curve_csv(points: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, points[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {key: value if key == "step" else f"{value:.2f}" for key, value in point.items()} for point in points
+    )
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    main()
