@@ -161,7 +161,7 @@ def test_a_record_holds_what_it_names_and_stays_small(num_tasks: int) -> None:
 
 def test_the_record_travels_along_the_chain(tmp_path: Path) -> None:
     followed, _ = chain(2)
-    record = Record.empty()
+    record = Record({"tasks": [], "rows": [{"after": 1}]}, features={}, loss="", cost=[])
     record.followed, record.shown = followed, {"queries": []}
     record.save(tmp_path)
     assert Record.load(tmp_path).followed == followed
@@ -169,7 +169,7 @@ def test_the_record_travels_along_the_chain(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"followed": [{"task": "one"}]}'])
 def test_a_damaged_record_is_one_clear_line(tmp_path: Path, content: str) -> None:
-    record = Record.empty()
+    record = Record({"tasks": [], "rows": [{"after": 1}]}, features={}, loss="", cost=[])
     record.save(tmp_path)
     (tmp_path / "examples.json").write_text(content)
     with pytest.raises(UserError, match=r"examples\.json: .*damaged"):
