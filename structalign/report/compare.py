@@ -9,19 +9,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from structalign.evaluation.metric_table import COST, METRICS
+
 CONFIDENCE = 0.95
 
-MEANS = {"r1": ("R@1", 2), "r5": ("R@5", 2), "r10": ("R@10", 2), "medr": ("median rank", 1), "bwf": ("BWF", 2)}
-"""Columns of means and standard deviations: title and digits."""
+MEANS = [metric for metric in METRICS if metric.headline]
+"""Metrics of which the table gives mean and standard deviation."""
 
-DIFFERENCES = {"r1": "R@1", "bwf": "BWF"}
-"""What is paired with the reference."""
-
-COSTS = {
-    "trained_parameters": "trained parameters",
-    "train_seconds": "training, s",
-    "peak_memory_mb": "peak memory, MB",
-}
+DIFFERENCES = [metric for metric in METRICS if metric.key in ("r1", "bwf")]
+"""Metrics that are paired with the reference."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +92,10 @@ def sign_flip_p(difference: np.ndarray) -> float:
     return float(test.pvalue)
 
 
-def spread(values: pd.Series, digits: int = 2) -> str:
+def spread(values: pd.Series) -> str:
     """Mean and sample standard deviation as `12.34 ± 0.56`."""
-    deviation = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{deviation}"
+    deviation = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{deviation}"
 
 
 def named_warnings(runs: pd.DataFrame) -> list[str]:
@@ -117,7 +113,7 @@ def comparison_table(runs: pd.DataFrame, labels: Sequence[str], reference: str) 
     Parameters
     ----------
     runs : DataFrame
-        A row a run: label, seed, r1, r5, r10 (percent), medr, bwf (points), and of `COSTS` what was recorded.
+        A row a run: label, seed, r1, r5, r10 (percent), medr, bwf (points), and of `COST` what is known.
     labels : sequence of str
         Which labels, in which order; those without a finished run are left out.
     reference : str
@@ -133,12 +129,13 @@ def comparison_table(runs: pd.DataFrame, labels: Sequence[str], reference: str) 
     for label in (label for label in labels if label in by_label):
         group = by_label[label]
         row = {"run": label, "seeds": str(len(group))}
-        row |= {title: spread(group[key], digits) for key, (title, digits) in MEANS.items() if key in group}
-        for key, title in DIFFERENCES.items():
-            difference = "" if base is None or label == reference else paired_difference(group[key], base[key])
-            row[f"{title} - {reference} [95%]"] = str(difference)
-        known = [key for key in COSTS if key in group and group[key].notna().any()]
-        row |= {COSTS[key]: f"{group[key].mean():,.0f}" for key in known}
+        row |= {metric.label: spread(group[metric.key]) for metric in MEANS if metric.key in group}
+        for metric in DIFFERENCES:
+            pair = group[metric.key], base[metric.key] if base is not None else None
+            difference = "" if pair[1] is None or label == reference else paired_difference(*pair)
+            row[f"{metric.label} - {reference} [95%]"] = str(difference)
+        known = [cost for cost in COST if cost.key in group and group[cost.key].notna().any()]
+        row |= {", ".join(filter(None, (cost.label, cost.unit))): f"{group[cost.key].mean():,.0f}" for cost in known}
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
 

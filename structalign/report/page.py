@@ -13,15 +13,17 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from structalign.evaluation.geometry import GEOMETRY
 from structalign.evaluation.metric_table import METRICS
 from structalign.report.run import Run
 from structalign.report.tables import PUBLISHED_NOTE, summary
 
 FIGURES = {
-    "recall_by_task": "Recall over all tasks seen so far, and backward forgetting, after each task",
+    "recall_by_task": "Recall over all seen tasks, backward forgetting and forward transfer, after each task",
     "accuracy_matrix": "Accuracy matrix: recall of each task's queries within its own gallery, after each task",
     "published": f"Against published results on the same benchmark ({PUBLISHED_NOTE})",
     "frame": "How close the classes of each task are to the simplex frame, when learnt and after later tasks",
+    "collapse": "How close the class means of all seen tasks are to a simplex frame, measure by measure",
     "drift": "How far class means have moved since they were learnt",
     "loss": "Training loss by task",
 }
@@ -45,7 +47,7 @@ def render(run: Run, figures: Mapping[str, bytes]) -> str:
     ----------
     run : Run
     figures : mapping of str to bytes
-        PNG images by name; those of `FIGURES` are shown where they are given.
+        PNG images by name; those of `FIGURES` are shown, if they are given.
 
     Returns
     -------
@@ -55,6 +57,7 @@ def render(run: Run, figures: Mapping[str, bytes]) -> str:
     shown = run.shown or {"top": 0, "queries": [], "videos": {}}
     queries = [_query(query, shown["videos"]) for query in shown["queries"]]
     numbers = summary(run)
+    measured = {key for measures in run.rows[-1].get("geometry", {}).values() for key in measures}
     shown_metrics = [metric for metric in METRICS if metric.key in numbers]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
@@ -62,6 +65,7 @@ def render(run: Run, figures: Mapping[str, bytes]) -> str:
         numbers=numbers,
         headlines=[metric for metric in shown_metrics if metric.headline],
         metrics=shown_metrics,
+        geometry=[measure for measure in GEOMETRY if measure.key in measured],
         top=shown["top"],
         groups=[(name, some) for kind, name in KINDS.items() if (some := [q for q in queries if q["kind"] == kind])],
         figures=[(_png(figures[name]), text) for name, text in FIGURES.items() if name in figures],
@@ -69,7 +73,7 @@ def render(run: Run, figures: Mapping[str, bytes]) -> str:
 
 
 def _query(query: Mapping[str, Any], videos: Mapping[str, Any]) -> dict[str, Any]:
-    """A query with its own video and its results in place of their numbers."""
+    """Replace the numbers of a query's own video and results by the videos themselves."""
     own = _video(videos[str(query["video"])])
     moments = [
         {
@@ -91,7 +95,7 @@ def _result(number: int, target: int, own: Mapping[str, Any], videos: Mapping[st
 
 
 def _video(video: Mapping[str, Any]) -> dict[str, Any]:
-    """The video with its pictures as data URIs, and the one that stands for it."""
+    """Add a video's pictures as data URIs, and the one that represents it."""
     pictures = [f"data:image/jpeg;base64,{picture}" for picture in video["pictures"]]
     return {**video, "pictures": pictures, "picture": pictures[len(pictures) // 2]}
 

@@ -61,7 +61,7 @@ def test_the_table_has_a_row_per_label_that_ran(runs: pd.DataFrame) -> None:
     table = comparison_table(runs, ["full", "less", "absent"], "full")
     assert list(table.run) == ["full", "less"]
     assert table["R@1"][0] == "21.00 ± 1.00"
-    assert table["median rank"][1] == "7.5 ± 0.0"
+    assert table["median rank"][1] == "7.50 ± 0.00"
     assert table["R@1 - full [95%]"][1] == "-2.00 [-2.00, -2.00], p = 0.25"
     assert table["trained parameters"][0] == "1,234"
 

@@ -49,6 +49,7 @@ COMPARED = (
     "metrics/task-*/cost.json",
     "metrics/cost/*",
     "metrics/summary.json",
+    "dvc.lock",
 )
 """What has to be the same, byte for byte."""
 

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from structalign.evaluation.geometry import GEOMETRY
 from structalign.report import figures
+from structalign.report.figures.style import drawable
 from structalign.report.tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -298,6 +299,18 @@ def test_warning_stands_below_the_figure_in_another_colour() -> None:
     assert plain.get_supxlabel() == "a run"
     assert warned.get_supxlabel() == "a run\nepoch picked on the test set"
     assert plain._supxlabel.get_color() != warned._supxlabel.get_color()
+
+
+def test_names_without_a_font_become_numbers_with_one_line_of_warning(caplog: pytest.LogCaptureFixture) -> None:
+    unknown = chr(0x13000)  # an Egyptian hieroglyph
+    with caplog.at_level("WARNING"):
+        assert drawable(["music", f"{unknown} one", "طبخ", f"{unknown} two"]) == ["music", "#1", "طبخ", "#3"]
+    assert [record.getMessage().count("2 names") for record in caplog.records] == [1]
+
+
+def test_no_warning_if_all_names_can_be_drawn(caplog: pytest.LogCaptureFixture) -> None:
+    assert drawable(["music", "Küche", "кухня"]) == ["music", "Küche", "кухня"]
+    assert not caplog.records
 
 
 def dvc_plots() -> list[tuple[str, dict[str, Any]]]:

@@ -67,6 +67,18 @@ def examples(caption: str = "a caption", category: str = "a category", clip: str
     }
 
 
+def test_a_ceiling_below_100_is_said_and_geometry_is_explained() -> None:
+    row = {"after": 1, "r1": 12.0, "r5": 20.0, "r10": 30.0, "medr": 4.0, "meanr": 5.0, "bwf": 0.0, "A": [12.0]}
+    plain = Page(render(run_with({}, rows=[{**row, "r1_ceiling": 100.0}]), {"loss": b"png"}))
+    assert "share captions" not in plain.text
+    assert "measures of geometry" not in plain.text
+    told = {"r1_ceiling": 97.3, "geometry": {"text": {"alignment": 0.5}}}
+    page = Page(render(run_with({}, rows=[{**row, **told}]), {"loss": b"png"}))
+    assert page.open == []
+    assert "no model can exceed R@1 = 97.3%" in page.text
+    assert "alignment (-1 to 1; ideal 1, ↑ higher is better)" in page.text
+
+
 def test_results_are_marked_by_sign_and_word_and_ranks_are_given() -> None:
     page = Page(render(run_with(examples()), {}))
     assert page.open == []
