@@ -79,6 +79,8 @@ class ModelConfig(Section):
     """LoRA updates, and what the experts of `moe` add, are scaled by lora_alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
     """Dropout on the input of LoRA's A, and on the hidden states of `moe`'s experts."""
+    checkpoint_vision: bool = False
+    """Compute vision blocks again in the backward pass instead of keeping what they need: less memory, more time."""
 
     @model_validator(mode="after")
     def _top_k_within_experts(self) -> ModelConfig:

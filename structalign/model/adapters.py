@@ -40,9 +40,13 @@ class Context:
     task: int = 1
 
 
-def project(attention: nn.MultiheadAttention, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of self-attention, each (T, L, W), with the packed weights of `attention`."""
-    return linear(states, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)  # type: ignore[return-value]
+def project(attention: nn.MultiheadAttention, query: Tensor, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (T, Q, W) of `query`, keys and values (T, L, W) of `states`, with the packed weights of `attention`."""
+    weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, attention.embed_dim
+    if query is states:
+        return linear(states, weight, bias).chunk(3, dim=-1)  # type: ignore[return-value]
+    key, value = linear(states, weight[width:], bias[width:]).chunk(2, dim=-1)
+    return linear(query, weight[:width], bias[:width]), key, value
 
 
 def mix_heads(
@@ -119,17 +123,17 @@ class FrameFusionAttention(nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Attend within frames (B*N, P, W) and across neighbours; the three inputs are the same tensor."""
-        own = attend(self.base, *project(self.base, query))
-        asked, offered, held = project(self.cross, query)
-        cross = attend(self.cross, self._neighbour(asked), offered, held)
+        """Attend within frames and across neighbours: `query` (B*N, Q, W) to tokens `key` = `value` (B*N, P, W)."""
+        own = attend(self.base, *project(self.base, query, key))
+        queries, keys, values = project(self.cross, query, key)
+        cross = attend(self.cross, self._neighbour(queries), keys, values)
         # Mixed precision ends here: half precision rounds a small share of a small difference away.
         dtype = torch.promote_types(own.dtype, self.share.dtype)
         return torch.lerp(own.to(dtype), cross.to(dtype), self.share.to(dtype)), None
 
     def _neighbour(self, tokens: Tensor) -> Tensor:
-        """Put what the neighbouring frame's tokens gave in the place of each frame's: (B*N, P, W)."""
-        frames = tokens.unflatten(0, (-1, self.context.num_frames))  # [B,N,P,W]
+        """Put what the neighbouring frame's tokens gave in the place of each frame's: (B*N, Q, W)."""
+        frames = tokens.unflatten(0, (-1, self.context.num_frames))  # [B,N,Q,W]
         if self.backward_looking:
             shifted = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
         else:
@@ -255,11 +259,11 @@ class LowRankAttention(nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Attend within sequences (T, L, W); `query`, `key` and `value` are the same tensor."""
-        parts = dict(zip("qkv", project(self.base, query), strict=True))  # [T,L,W] each
-        for name in "qkv":
+        """Attend within sequences: `query` (T, Q, W) to states `key` = `value` (T, L, W)."""
+        parts = dict(zip("qkv", project(self.base, query, key), strict=True))  # [T,Q,W], [T,L,W], [T,L,W]
+        for name, states in zip("qkv", (query, key, key), strict=True):
             if name in self.updates:
-                parts[name] = parts[name] + self.updates[name](query)
+                parts[name] = parts[name] + self.updates[name](states)
         mixed = mix_heads(self.base, parts["q"], parts["k"], parts["v"], attn_mask)
         result = self.base.out_proj(mixed)
         if "out" in self.updates:

@@ -240,6 +240,11 @@ def end_positions(tokens: Tensor) -> Tensor:
     return tokens.argmax(dim=-1)
 
 
+def cut_padding(tokens: Tensor) -> Tensor:
+    """Shorten tokens (T, L) to what the longest of the texts needs."""
+    return tokens[:, : int(end_positions(tokens).max()) + 1]
+
+
 def word_mask(tokens: Tensor) -> Tensor:
     """Mark the words (T, L): what lies between the start and the end token."""
     position = torch.arange(tokens.shape[1], device=tokens.device)

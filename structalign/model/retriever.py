@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from structalign.config.schema import ModelConfig
 from structalign.model.adapters import (
@@ -22,6 +23,7 @@ from structalign.model.adapters import (
 from structalign.model.clip import (
     CLIP_LOG_SCALE,
     ClipInfo,
+    cut_padding,
     end_positions,
     mismatch,
     project_text,
@@ -29,6 +31,7 @@ from structalign.model.clip import (
     text_tower,
     word_mask,
 )
+from structalign.model.fast_clip import fuse_quick_gelu, skip_last_patches
 from structalign.model.mlp_moe import RoutedExperts
 from structalign.util.errors import UserError
 
@@ -98,6 +101,8 @@ class Retriever(nn.Module):
             torch.manual_seed(seed)
             self._attach_vision(num_tasks)
             self._attach_text(num_tasks)
+        fuse_quick_gelu(clip)
+        skip_last_patches(self.clip.visual)
         self._adapter_names = [name for name, weight in self.named_parameters() if id(weight) not in frozen]
         self.requires_grad_(False)
         self.clip.visual.conv1.register_forward_hook(_full_residual)
@@ -129,12 +134,14 @@ class Retriever(nn.Module):
 
     def _attach_vision(self, num_tasks: int) -> None:
         model, kind = self.model, self.model.vision_adapter
+        blocks = self._blocks(self.clip.visual, "vision_adapter")
+        self._stem_blocks = len(blocks)
         if kind == "none":
             return
-        blocks = self._blocks(self.clip.visual, "vision_adapter")
         layers = len(blocks) if model.adapter_layers == "all" else model.adapter_layers
         if layers > len(blocks):
             raise UserError(f"model.adapter_layers = {layers}: {self.info.name} has {len(blocks)} vision blocks")
+        self._stem_blocks = len(blocks) - layers
         make = partial(LowRank, rank=model.vision_rank, alpha=model.lora_alpha, dropout=model.dropout)
         for number in range(len(blocks) - layers, len(blocks)):
             base = blocks[number].attn
@@ -205,8 +212,7 @@ class Retriever(nn.Module):
             from open_clip.tokenizer import SimpleTokenizer
 
             self._tokenizer = SimpleTokenizer(context_length=self.info.context_length)
-        tokens = self._tokenizer(list(texts))
-        return tokens[:, : int(end_positions(tokens).max()) + 1]
+        return cut_padding(self._tokenizer(list(texts)))
 
     def word_pieces(self, text: str) -> list[str]:
         """Spell out the tokens of a text, one string for each that `word_mask` marks."""
@@ -240,12 +246,35 @@ class Retriever(nn.Module):
         global_ : Tensor, shape (B, D)
             Their mean.
         """
+        return self.encode_stem(self.stem(pixels), pixels.shape[1], task)
+
+    def stem(self, pixels: Tensor) -> Tensor:
+        """What the blocks below the first adapter make of pixels (B, N, 3, H, W): tokens (B*N, P, W).
+
+        A teacher with the same frozen CLIP can start from it, too: see `shares_stem`.
+        """
         if pixels.dtype == torch.uint8:
             pixels = self.normalise(pixels)
-        self.context.num_frames = pixels.shape[1]
+        states = self.clip.visual._embeds(pixels.flatten(0, 1))  # [B*N,P,W]
+        for block in self.clip.visual.transformer.resblocks[: self._stem_blocks]:
+            states = block(states)
+        return states
+
+    def shares_stem(self, other: Retriever) -> bool:
+        """Whether the other model's stem is this one's: both keep CLIP frozen, and their adapters start alike."""
+        return self.trainable == other.trainable == "adapters" and self._stem_blocks == other._stem_blocks
+
+    def encode_stem(self, states: Tensor, num_frames: int, task: int | None = None) -> tuple[Tensor, Tensor]:
+        """Encode videos of `num_frames` frames as `encode_video` does, from what `stem` gave."""
+        self.context.num_frames = num_frames
         self.context.task = task or self.task
-        features = self.clip.encode_image(pixels.flatten(0, 1))  # [B*N,D]
-        frames = features.unflatten(0, pixels.shape[:2])  # [B,N,D]
+        visual = self.clip.visual
+        keep = not (self.model.checkpoint_vision and torch.is_grad_enabled())
+        for block in visual.transformer.resblocks[self._stem_blocks :]:
+            states = block(states) if keep else checkpoint(block, states, use_reentrant=False)
+        pooled, _ = visual._pool(states)  # [B*N,W]
+        features = pooled if visual.proj is None else pooled @ visual.proj  # [B*N,D]
+        frames = features.unflatten(0, (-1, num_frames))  # [B,N,D]
         return frames, frames.mean(dim=1)
 
     def encode_text(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor, Tensor]:

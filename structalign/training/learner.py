@@ -23,9 +23,10 @@ from structalign.util.seeding import derive_seed
 
 
 def compile_encoders(retriever: Retriever) -> None:
-    """Compile both encoders in place, on their first use; names and weights stay as they are."""
-    retriever.clip.visual.compile()
-    text_tower(retriever.clip).transformer.compile()
+    """Compile the blocks of both encoders in place, on their first use; names and weights stay as they are."""
+    for tower in (retriever.clip.visual, text_tower(retriever.clip)):
+        for block in tower.transformer.resblocks:
+            block.compile()
 
 
 class Learner:

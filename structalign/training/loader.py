@@ -20,6 +20,7 @@ from structalign.config.schema import TrainConfig
 from structalign.data.store import FrameStore
 from structalign.data.tasks import Sample
 from structalign.methods.base import Batch
+from structalign.model.clip import cut_padding
 from structalign.model.retriever import Retriever
 from structalign.util import distributed
 from structalign.util.log import progress
@@ -203,7 +204,7 @@ class TrainingSet:
             videos = self.video[pairs]
             encoded, row = videos.unique(return_inverse=True) if train.share_videos else (videos, None)
             pixels = self._augmented(encoded.tolist(), train, generator, device)
-            tensors = (pixels, self.tokens[pairs], self.category[pairs], videos)
+            tensors = (pixels, cut_padding(self.tokens[pairs]), self.category[pairs], videos)
             batch = Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
             batch.row = None if row is None else row.to(device, non_blocking=True)
             yield batch

@@ -25,7 +25,9 @@ class Batch:
     video : Tensor, shape (B,), int64
         Which training video each pair shows; equal numbers are the same video.
     row : Tensor, shape (B,), int64, optional
-        Which of the encoded videos each pair shows, where pairs of one video share its features.
+        Which of the encoded videos each pair shows, if pairs of one video share its features.
+    stem : Retriever and Tensor, optional
+        The model that encoded the videos first, and what its frozen blocks made of them; filled by `joint_video`.
     """
 
     pixels: Tensor
@@ -33,11 +35,14 @@ class Batch:
     category: Tensor
     video: Tensor
     row: Tensor | None = None
+    stem: tuple[Retriever, Tensor] | None = None
 
 
 def joint_video(model: Retriever, batch: Batch) -> tuple[Tensor, Tensor]:
     """Encode this rank's share of the batch's videos and gather all: frames (B, N, D), global_ (B, D)."""
-    frames, global_ = model.encode_video(batch.pixels)
+    if batch.stem is None or not model.shares_stem(batch.stem[0]):
+        batch.stem = (model, model.stem(batch.pixels))
+    frames, global_ = model.encode_stem(batch.stem[1], batch.pixels.shape[1])
     if distributed.world_size() == 1 and batch.row is None:
         return frames, global_
     frames = distributed.gather(frames)

@@ -1,0 +1,65 @@
+"""The same CLIP with less work: what an image's feature does not depend on is left out, and QuickGELU is fused.
+
+Names of weights stay, and features change by rounding alone. benchmarks/step counts what each saves.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
+
+_SLOPE = 1.702
+
+
+class _QuickGELU(torch.autograd.Function):
+    """x * sigmoid(1.702 x), as silu(1.702 x) / 1.702: one exponential each way, and only x is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor) -> Tensor:
+        ctx.save_for_backward(states)
+        return silu(_SLOPE * states, inplace=True).div_(_SLOPE)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (states,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradients[0], _SLOPE * states)  # type: ignore[no-any-return]
+
+
+class QuickGELU(nn.Module):
+    """What OpenAI's CLIP uses in place of GELU."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map states of any shape, element by element."""
+        return _QuickGELU.apply(states)  # type: ignore[no-any-return]
+
+
+def fuse_quick_gelu(clip: nn.Module) -> None:
+    """Replace open_clip's QuickGELU, which takes three passes over memory each way."""
+    for module in list(clip.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == "QuickGELU":
+                setattr(module, name, QuickGELU())
+
+
+def skip_last_patches(visual: Any) -> None:
+    """Let the last block of an image tower compute its CLS token alone, if the feature is that token's."""
+    if getattr(visual, "pool_type", None) == "tok" and visual.attn_pool is None:
+        block = visual.transformer.resblocks[-1]
+        block.forward = partial(_first_token, block)
+
+
+def _first_token(block: Any, states: Tensor) -> Tensor:
+    """Residual attention block for the first token alone: (T, L, W) to (T, 1, W).
+
+    Its patches still give keys and values; their own queries, MLPs and projections are what is spared.
+    """
+    normed = block.ln_1(states)  # [T,L,W]
+    mixed = block.attn(normed[:, :1], normed, normed, need_weights=False)[0]  # [T,1,W]
+    first = states[:, :1] + block.ls_1(mixed)
+    return first + block.ls_2(block.mlp(block.ln_2(first)))  # type: ignore[no-any-return]
