@@ -16,6 +16,7 @@ from structalign.config.pipeline import is_code, stage_entry
 from structalign.config.schema import Config
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.errors import UserError
+from structalign.util.machine import keep_freed_memory
 
 _PATTERNS = {"${key}": "NN", "${item.previous}": "(NN-1)", "${last}": "K", "${data.name}": "DATA"}
 
@@ -38,6 +39,7 @@ def run(stage: Callable[..., None], task: bool = False) -> None:
         parser.add_argument("--task", type=int, required=True, help="which task, from 1")
     parser.add_argument("--params", default="params.yaml", help="parameter file (default: %(default)s)")
     args = parse(parser)
+    keep_freed_memory()
     with errors_in_one_line(args.debug):
         config = Config.load(args.params)
         with single_instance(name + (f"-{args.task:02d}" if task else "")):

@@ -54,8 +54,8 @@ def skip_last_patches(visual: Any) -> None:
         block.forward = partial(_first_token, block)
 
 
-def _first_token(block: Any, states: Tensor) -> Tensor:
-    """Residual attention block for the first token alone: (T, L, W) to (T, 1, W).
+def _first_token(block: Any, states: Tensor, attn_mask: None = None) -> Tensor:
+    """Residual attention block for the first token alone: (T, L, W) to (T, 1, W); images have no mask.
 
     Its patches still give keys and values; their own queries, MLPs and projections are what is spared.
     """

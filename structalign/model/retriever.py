@@ -256,9 +256,13 @@ class Retriever(nn.Module):
         if pixels.dtype == torch.uint8:
             pixels = self.normalise(pixels)
         states = self.clip.visual._embeds(pixels.flatten(0, 1))  # [B*N,P,W]
-        for block in self.clip.visual.transformer.resblocks[: self._stem_blocks]:
+        for block in self.stem_blocks():
             states = block(states)
         return states
+
+    def stem_blocks(self) -> Sequence[Any]:
+        """The vision blocks below the first adapter; all of them if vision has none."""
+        return self.clip.visual.transformer.resblocks[: self._stem_blocks]  # type: ignore[no-any-return]
 
     def shares_stem(self, other: Retriever) -> bool:
         """Whether the other model's stem is this one's: both keep CLIP frozen, and their adapters start alike."""

@@ -35,6 +35,7 @@ from structalign.util.command import describe_error
 from structalign.util.distributed import CollectiveError, collective_errors
 from structalign.util.errors import UserError
 from structalign.util.log import configure, log, without_logging
+from structalign.util.machine import keep_freed_memory
 from structalign.util.workers import end_with_parent
 
 _TIMEOUT = timedelta(hours=1)
@@ -126,6 +127,7 @@ def _run_rank(device: str, alone: bool, log_level: int, function: Callable[..., 
     """Be one rank: silent unless it is rank 0."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; the stage's process says so
     end_with_parent()
+    keep_freed_memory()
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if rank > 0:
         os.environ["STRUCTALIGN_PROGRESS"] = "0"
