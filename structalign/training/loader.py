@@ -205,8 +205,9 @@ class TrainingSet:
             encoded, row = videos.unique(return_inverse=True) if train.share_videos else (videos, None)
             pixels = self._augmented(encoded.tolist(), train, generator, device)
             tensors = (pixels, cut_padding(self.tokens[pairs]), self.category[pairs], videos)
-            moved = [tensor.to(device, non_blocking=True) for tensor in tensors]
-            yield Batch(*moved, row=None if row is None else row.to(device, non_blocking=True))
+            pixels, tokens, category, videos = (tensor.to(device, non_blocking=True) for tensor in tensors)
+            row = None if row is None else row.to(device, non_blocking=True)
+            yield Batch(pixels, tokens, category, videos, row)
 
     def _augmented(
         self, videos: list[int], train: TrainConfig, generator: torch.Generator, device: torch.device
