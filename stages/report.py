@@ -1,4 +1,4 @@
-"""Gather the last evaluation into the summary, the tables of DVC's plots, figures, and one page to look at."""
+"""Turn the last evaluation into the summary, the tables behind `dvc plots`, figures, and one HTML page."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def draw(run: Run) -> Iterator[tuple[str, Figure]]:
 
 
 def _feature_figures(run: Run) -> dict[str, Figure]:
-    """Figures of class means and of feature samples, where the evaluation kept them."""
+    """Figures of class means and feature samples, if the evaluation kept them."""
     features = run.features
     names = [name for name, _ in run.categories]
     tasks = [task for _, task in run.categories]
@@ -95,7 +95,7 @@ def _feature_figures(run: Run) -> dict[str, Figure]:
 
 
 def _means(features: dict[str, np.ndarray], modality: str) -> np.ndarray:
-    """Class means as of now, where the method has prototypes projected to them."""
+    """Present class means, projected if the method has prototypes."""
     return features.get(f"{modality}/aligned", features[f"{modality}/current"])
 
 

@@ -1,4 +1,4 @@
-"""How features move and arrange themselves: class means as stored and as of now, drift, and sample points.
+"""How features move and how they are arranged: class means as stored and at present, drift, and sample points.
 
 Everything here is for looking at; no result depends on it. Features are pooled as the prototype memory pools them:
 the mean over words (or frames), L2-normalised.

@@ -1,7 +1,7 @@
 """Examples of what a run finds: a few queries, with their best results after each task since they were learnt.
 
-Which queries tell something (found and then lost, found throughout, never found) shows only afterwards. So a
-seeded draw of each task's queries is followed from the task on: their ranks and results are small and travel
+Only the end of a run shows which queries are interesting (found and then lost, always found, never found). So a
+seeded sample of each task's queries is followed from that task on; their ranks and results are small and are passed
 along the chain. After each task a few of them are chosen, and only their videos get pictures.
 """
 
@@ -23,24 +23,24 @@ from structalign.evaluation.metrics import ranks
 from structalign.retrieval.gallery import TaskGallery
 
 FOLLOWED = 120
-"""Queries that a run follows, the same number of every task."""
+"""Number of queries that a run follows, the same number for every task."""
 
 TOP = 5
-"""Results kept of each query; a query whose own video is among them counts as found."""
+"""Number of results kept for each query. A query counts as found if its own video is among them."""
 
 MOMENTS = 6
-"""Tasks after which a chosen query's results are shown: all, or evenly spaced ones, the first and last included."""
+"""Most tasks after which a chosen query's results are shown; if there are more, evenly spaced ones are taken."""
 
 SHARES = {"lost": 3, "kept": 2, "varied": 1, "never": 2}
-"""How many of the chosen queries should be of which kind (`kind_of`)."""
+"""How many of the chosen queries should be of each kind (`kind_of`)."""
 
 SHOWN = sum(SHARES.values())
 
 PICTURES = ((96, 75), (96, 50), (72, 50), (56, 40), (48, 30))
-"""Longer side (pixels) and JPEG quality of the pictures: the first that keeps all of them within the budget."""
+"""Longer side (pixels) and JPEG quality of the pictures; the first pair that keeps them within the budget is used."""
 
 BUDGET = 180_000
-"""Characters that the pictures of a record may take."""
+"""Most characters that all pictures of a record may have."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Moment:
     of : int
         Number of stored videos.
     top : list of int
-        The best results, best first, as positions in the gallery: those of all tasks, one after the other.
+        Positions of the best results, best first, in the galleries of all tasks, one after the other.
     """
 
     after: int
@@ -72,9 +72,9 @@ class Moment:
 
 @dataclass
 class Followed:
-    """A query that is followed: its task, its text, its position, that of its own video, and what it found.
+    """A query that is followed: its task, text and position, the position of its own video, and what it found.
 
-    Positions are those in the galleries of all tasks, one after the other; later tasks do not change them.
+    Positions count over the galleries of all tasks, one after the other; later tasks do not change them.
     """
 
     task: int
@@ -85,7 +85,7 @@ class Followed:
 
 
 def kind_of(followed: Followed) -> str:
-    """Sort a query by its history: `kept`, `never`, `lost` (found when learnt, not found now) or `varied`."""
+    """Classify a query by its history: `kept`, `never`, `lost` (found when learnt, not found now) or `varied`."""
     found = [moment.found for moment in followed.history]
     if all(found):
         return "kept"
@@ -101,7 +101,7 @@ def follow(
     num_tasks: int,
     seed: int,
 ) -> list[Followed]:
-    """Draw queries of the newest task, and note what all followed queries find now.
+    """Draw queries of the newest task, and record what all followed queries find now.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def follow(
     galleries : list of TaskGallery
         Of tasks 1..t.
     scores : Tensor, shape (Q, V)
-        Of all queries against all stored videos; higher is better.
+        Scores of all queries with all stored videos; higher is better.
     num_tasks : int
         K.
     seed : int
@@ -135,9 +135,9 @@ def follow(
 
 
 def choose(followed: list[Followed]) -> list[Followed]:
-    """Choose up to `SHOWN` queries: of each kind its share if there are as many, spread over the tasks."""
+    """Choose up to `SHOWN` queries: the share of each kind if there are enough, spread over the tasks."""
     chosen: list[Followed] = []
-    for shares in (SHARES, dict.fromkeys(SHARES, SHOWN)):  # the second round fills what the first left free
+    for shares in (SHARES, dict.fromkeys(SHARES, SHOWN)):  # the second round fills free places
         for kind, share in shares.items():
             for _ in range(share):
                 used = Counter(one.task for one in chosen)
@@ -150,7 +150,7 @@ def choose(followed: list[Followed]) -> list[Followed]:
 def illustrate(
     followed: list[Followed], galleries: list[TaskGallery], categories: list[str], store: FrameStore
 ) -> dict[str, Any]:
-    """Put together what the page shows of the chosen queries, as plain values and small pictures.
+    """Collect what the page shows of the chosen queries, as plain values and small pictures.
 
     Parameters
     ----------
@@ -165,9 +165,9 @@ def illustrate(
     Returns
     -------
     dict
-        `top`; `queries`: kind, task, query, video and history of each; `videos`: by position (a string, as JSON
-        has it) the clip, task, category, caption and pictures: one for a result, the first, middle and last
-        frame for a query's own video. Pictures are JPEG in base64.
+        `top`; `queries`: kind, task, query, video and history of each; `videos`: by position (a string, because
+        JSON keys are strings) the clip, task, category, caption and pictures. A result has one picture, a query's
+        own video has three: its first, middle and last frame. Pictures are JPEG in base64.
     """
     queries = [{"kind": kind_of(one), **asdict(one), "history": _thinned(one.history)} for one in choose(followed)]
     own = {query["video"] for query in queries}
@@ -186,13 +186,13 @@ def illustrate(
 
 
 def _thinned(history: list[Moment]) -> list[dict[str, Any]]:
-    """At most `MOMENTS` of a history, evenly spaced."""
+    """Return at most `MOMENTS` of a history, evenly spaced."""
     chosen = np.linspace(0, len(history) - 1, min(len(history), MOMENTS)).round().astype(int)
     return [asdict(history[index]) for index in chosen]
 
 
 def _facts(position: int, galleries: list[TaskGallery], categories: list[str]) -> dict[str, Any]:
-    """Clip, task, category and first caption of the video at a position in the galleries."""
+    """Return clip, task, category and first caption of the video at a position in the galleries."""
     for gallery in galleries:
         if position < len(gallery.clips):
             break
@@ -207,7 +207,7 @@ def _facts(position: int, galleries: list[TaskGallery], categories: list[str]) -
 
 
 def _frames(clip: np.ndarray, strip: bool) -> list[np.ndarray]:
-    """The middle one of a clip's frames (N, H, W, 3), or the first, middle and last."""
+    """Return the middle one of a clip's frames (N, H, W, 3), or the first, middle and last."""
     last = len(clip) - 1
     return [clip[index] for index in (sorted({0, last // 2, last}) if strip else [last // 2])]
 
@@ -216,5 +216,5 @@ def _picture(frame: np.ndarray, side: int, quality: int) -> str:
     image = Image.fromarray(frame)
     image.thumbnail((side, side))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, optimize=True)  # standard tables would be half of it
+    image.save(buffer, "JPEG", quality=quality, optimize=True)  # the standard Huffman tables would be half of it
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -42,7 +42,7 @@ class Record:
     Attributes
     ----------
     recall : dict
-        Facts of the run, `tasks`, and `rows`: metrics after each task.
+        Facts about the run, `tasks`, and `rows`: metrics after each task.
     features : dict of Tensor
         The diagnostics after the last task.
     loss : str
@@ -83,7 +83,7 @@ class Record:
         atomic_write_text(folder / "loss.csv", self.loss)
         atomic_write_json(folder / "cost.json", self.cost)
         if self.followed:
-            # without line breaks: it is long, and nobody reads it
+            # on one line, because it is long and not meant to be read
             examples = {"followed": [asdict(one) for one in self.followed], "shown": self.shown}
             atomic_write_text(folder / "examples.json", json.dumps(examples, ensure_ascii=False))
 

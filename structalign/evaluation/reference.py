@@ -76,7 +76,7 @@ def reference(
         Frame features of the task's test videos from `untouched`.
     split : TaskSplit
     similarity : SimilarityConfig
-        How the method scores, so that both sides of forward transfer are scored alike.
+        How the method scores: both sides of forward transfer are scored the same way.
     next_r1 : float, optional
         As in `Reference`.
     """

@@ -1,4 +1,4 @@
-"""Ask a trained system: rank the stored gallery for a query, and show what matched."""
+"""Query a trained model: rank the stored gallery for a text, and show which words match which frames."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Hit:
         Fused score; comparable within one query only.
     category : str
     task : int
-        The task that brought it.
+        The task it belongs to.
     caption : str
         Its first caption.
     matches : list of (str, int)
@@ -51,12 +51,12 @@ class Hit:
 
 
 class SearchIndex:
-    """The galleries as stored after a task, and the model as it was then.
+    """The galleries as stored after a task, with the model of that time.
 
     Parameters
     ----------
     config : Config
-        Those that the checkpoint was trained with.
+        The parameters that the checkpoint was trained with.
     after : int
         The task, from 1.
     """
@@ -74,7 +74,7 @@ class SearchIndex:
         self.captions = {clip.id: clip.captions[0] for clip in read_manifest(raw_folder(config) / "manifest.jsonl")}
 
     def search(self, query: str, top: int) -> list[Hit]:
-        """Rank all videos of tasks 1..after for a query; the best `top` come back, as far as the index found them."""
+        """Rank all videos of tasks 1..after for a query; return the best `top`, or all that the index returns."""
         if not query.strip():
             raise UserError("the query is empty; say what the video should show")
         scores = self.ranker.scores([query])[0]  # [V]
@@ -85,7 +85,7 @@ class SearchIndex:
         ]
 
     def _stored(self, place: int) -> tuple[TaskGallery, int]:
-        """Gallery, and position in it, of the video in a column of the scores."""
+        """Return the gallery of the video in a column of the scores, and its position in that gallery."""
         for gallery in self.galleries:
             if place < len(gallery.clips):
                 break

@@ -90,7 +90,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def cost_of(run: Run) -> dict[str, float]:
-    """Seconds and memory of a run (the keys of `COST`), as far as this machine has measured them."""
+    """Seconds and memory of a run (the keys of `COST`), if this machine has measured them."""
     none = {"seconds": 0.0, "peak_memory_mb": 0.0}
     tasks = [{**task, **(known_cost(task["training"]) if task["steps"] else none)} for task in run.cost]
     return {key: round(value, 2) for key, value in computed(COST, tasks).items()}

@@ -1,7 +1,7 @@
 """The gallery: features of each task's test videos, as the model of that time saw them, and the task's queries.
 
-A gallery is stored once and never recomputed (METHOD.md, section 1). What later tasks need of earlier ones
-travels along the chain: the folder after task t holds the galleries of tasks 1..t. Validation videos, if there are
+A gallery is stored once and never recomputed (METHOD.md, section 1). The folder after task t holds the galleries of
+tasks 1..t, so that a stage needs the previous folder alone. Validation videos, if there are
 any, have galleries of their own beside them.
 """
 
@@ -78,13 +78,13 @@ class TaskGallery:
 def load_galleries(folder: Path, side: Side = "test") -> list[TaskGallery]:
     """Read all galleries in a folder, in the order of their tasks; an empty folder gives an empty list.
 
-    Frame features stay in their files, mapped: what is never looked at is never read, and what was read is memory
-    that the system takes back when it needs it.
+    Frame features are memory-mapped: what is not used is not read, and the system can reclaim the memory of what was
+    read.
 
     Raises
     ------
     UserError
-        Where the folder is missing, or a file in it is damaged.
+        If the folder is missing, or a file in it is damaged.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such gallery; `dvc repro` makes it")

@@ -1,7 +1,7 @@
-"""First stage of a two-stage ranking: global cosines of queries with one task's gallery, all of them or the best.
+"""First stage of a two-stage ranking: global cosines of queries with the videos of one task.
 
-`flat` computes all. `faiss` asks an inverted file of 8-bit vectors, which holds a quarter of the bytes and visits a
-part of them: it pays for galleries of some hundred thousand videos and more.
+`flat` computes all of them. `faiss` searches an inverted file of 8-bit vectors, which takes a quarter of the memory
+and visits only a part of the vectors: it pays off from some hundred thousand videos on.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch.nn.functional import normalize
 from structalign.util.errors import UserError
 
 CHUNK = 2**23
-"""Numbers of frame features that are moved, converted and scored at a time: 32 MB in single precision."""
+"""How many numbers of frame features are moved, converted and scored at a time: 32 MB in single precision."""
 
 _VIDEOS_PER_LIST = 39
-"""faiss asks for at least so many videos for each list of an inverted file."""
+"""Fewest videos for each list of an inverted file that faiss accepts without a warning."""
 
 _VISITED, _AT_LEAST = 1 / 8, 16
 """Share of the lists that a query visits, and the smallest number of them."""
@@ -31,7 +31,7 @@ def frame_chunks(
 ) -> Iterator[Tensor]:
     """Yield videos (v, N, D) of a gallery (V, N, D) in single precision, `CHUNK` numbers at a time.
 
-    `positions` (P,) picks videos. Of a gallery that is mapped from its file, only what is picked is read.
+    `positions` (P,) selects videos. Of a memory-mapped gallery, only these are read.
     """
     step = max(1, CHUNK // max(1, frames[:1].numel()))
     parts = frames.split(step) if positions is None else (frames[some] for some in positions.split(step))
@@ -56,7 +56,7 @@ class GlobalIndex(Protocol):
     """Whether every video gets its score."""
 
     def scores(self, text: Tensor, count: int) -> Tensor:
-        """Cosines (q, V) of texts (q, D) of unit length; only the best `count` need be known, others are -inf."""
+        """Cosines (q, V) of texts (q, D) of unit length; all but the best `count` may be -inf."""
 
 
 class FlatIndex:
@@ -67,7 +67,7 @@ class FlatIndex:
     frames : Tensor, shape (V, N, D)
         The gallery; it is read once, and its global features (V, D) are kept.
     device : device
-        Where they are kept.
+        Device that keeps them.
     """
 
     exact = True
@@ -75,7 +75,7 @@ class FlatIndex:
     def __init__(self, frames: Tensor, device: torch.device | str = "cpu") -> None:
         self.videos = torch.empty(len(frames), frames.shape[-1], device=device)  # [V,D]
         end = 0
-        for part in frame_chunks(frames, device):  # into place: joining the parts would hold them twice
+        for part in frame_chunks(frames, device):  # in place, because concatenation would hold them twice
             start, end = end, end + len(part)
             self.videos[start:end] = global_features(part)
 
@@ -85,7 +85,7 @@ class FlatIndex:
 
 
 class FaissIndex:
-    """The best cosines, to 8 bits, from an inverted file that is made here and kept in memory: D bytes a video.
+    """The best cosines, to 8 bits, from an inverted file that is built here and kept in memory: D bytes a video.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class FaissIndex:
     Raises
     ------
     UserError
-        Where faiss is not installed, or a feature is not a finite number.
+        If faiss is not installed, or a feature is not a finite number.
     """
 
     exact = False
@@ -115,7 +115,7 @@ class FaissIndex:
     def scores(self, text: Tensor, count: int) -> Tensor:
         """Cosines (q, V) of texts (q, D) with up to `count` of the best videos of each; -inf elsewhere."""
         cosine, places = self.index.search(_finite(text, "query"), min(count, self.size))
-        # Where too few are found, faiss fills up with place -1: a column of their own takes them in.
+        # If faiss finds too few, it fills up with position -1, which goes to an extra column that is cut off.
         result = torch.full((len(text), self.size + 1), -math.inf)
         result.scatter_(1, torch.from_numpy(places) % (self.size + 1), torch.from_numpy(cosine))
         return result[:, :-1].to(text.device)

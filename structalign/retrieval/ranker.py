@@ -1,13 +1,13 @@
 """Scores of any queries with all stored videos: exact, or in two stages, and in bounded memory.
 
-A query meets task s's gallery as it is encoded with task s's prototype; z-scores are taken over the whole seen
-gallery (METHOD.md, sections 2 and 3). Queries come in blocks and videos in chunks, so that memory beyond the features
+For task s's gallery, a query is encoded with task s's prototype; z-scores are taken over the whole seen gallery
+(METHOD.md, sections 2 and 3). Queries come in blocks and videos in chunks, so that memory beyond the features
 and the scores that are returned depends on neither number.
 
 Two stages (`evaluate.rerank = M`): each query's M best videos by global cosine are its candidates, and only they
 get a word-frame score. A candidate's score is the fused sum of z-scores, as in the full ranking, with one difference:
 mean and standard deviation of the word-frame scores come from a fixed sample of the gallery, because most are never
-computed. All other videos rank below the candidates, in the order of their global cosine. Where M covers the gallery,
+computed. All other videos rank below the candidates, in the order of their global cosine. If M covers the gallery,
 the ranking is the full one.
 """
 
@@ -28,27 +28,27 @@ from structalign.retrieval.gallery import TaskGallery
 from structalign.retrieval.index import FaissIndex, FlatIndex, GlobalIndex, frame_chunks, global_features, spread
 
 SAMPLE = 512
-"""Videos from which mean and standard deviation of scores that are not computed are estimated (to about 3%)."""
+"""Number of videos from which mean and standard deviation of word-frame scores are estimated (to about 3%)."""
 
 _BLOCK = 2**24
-"""Scores in a block of queries: 64 MB, and a few such blocks exist at a time."""
+"""Number of scores in a block of queries: 64 MB, and a few such blocks exist at a time."""
 
 _COLUMNS = 512
-"""Videos whose scores are standardised over the queries at a time."""
+"""Number of videos whose scores are standardised over the queries at a time."""
 
 _RERANK_BATCH = 64
-"""Queries re-ranked at a time: their words are kept as every task reads them."""
+"""Number of queries re-ranked at a time: their words are kept once for each task."""
 
 
 class _Texts(NamedTuple):
-    """Queries as one task reads them."""
+    """Queries, encoded with one task's prototype."""
 
     words: Tensor  # [q,L,D]
     mask: Tensor  # [q,L]
     global_: Tensor  # [q,D], of unit length
 
     def one(self, number: int) -> _Texts:
-        """One of them, as a block of its own."""
+        """Return one query as a block."""
         return _Texts(*(part[number, None] for part in self))
 
 
@@ -56,12 +56,12 @@ class _Block(NamedTuple):
     """Scores of a block of queries with all videos."""
 
     fused: Tensor  # [q,V], each row standardised over the videos
-    word_frame: Tensor | None  # [q,V], as they come; None where they are not all computed, or do not count
-    global_: Tensor  # [q,V], as they come
+    word_frame: Tensor | None  # [q,V], not standardised; None if they do not count, or not all are computed
+    global_: Tensor  # [q,V], not standardised
 
 
 class Ranker:
-    """Ranks galleries for queries; what does not depend on a query is prepared once.
+    """Ranks galleries for queries; what does not depend on a query is computed once.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Ranker:
     galleries : list of TaskGallery
         Of tasks 1..t, V videos in all.
     similarity : SimilarityConfig
-        `alpha` 0 spares the cost of the word-frame score.
+        With `alpha` 0, no word-frame score is computed.
     evaluate : EvaluateConfig, optional
         `rerank` and `index`; by default the ranking is full.
     """
@@ -140,7 +140,7 @@ class Ranker:
             done += len(tokens)
 
     def _encode(self, tokens: Tensor) -> Iterator[_Texts]:
-        """Encode queries as each gallery's task reads them; once, where all tasks read alike."""
+        """Encode queries for each gallery; only once if the encoder does not depend on the task."""
         texts = None
         for gallery in self.galleries:
             if texts is None or self.retriever.reads_by_task:
@@ -201,6 +201,6 @@ class Ranker:
 def _merge(cosine: Tensor, places: Tensor, fused: Tensor) -> Tensor:
     """Scores (V,) of one query: `fused` (m,) at the candidates' `places`, and below them the others' cosines (V,)."""
     others = cosine.index_fill(0, places, -torch.inf)
-    highest = others.amax().nan_to_num(neginf=0.0)  # where an index returned candidates alone, others have none
+    highest = others.amax().nan_to_num(neginf=0.0)  # 0 if the index returned no others
     lowest = torch.cat([fused, fused.new_zeros(1)]).amin()
     return (others - highest + lowest - 1).index_copy(0, places, fused)

@@ -77,7 +77,7 @@ def drawable(names: Sequence[str]) -> list[str]:
     Returns
     -------
     list of str
-        The names; where letters are missing, ``#3`` for the fourth.
+        The names; ``#3`` for the fourth one if the fonts lack one of its letters.
     """
     letters: set[int] = set()
     for family in _installed(_FONTS):
@@ -86,7 +86,7 @@ def drawable(names: Sequence[str]) -> list[str]:
     if missing:
         log.warning(
             f"figures: no installed font has all letters of {len(missing)} names, such as {names[missing[0]]!r}; "
-            "their numbers stand for them (the Noto fonts have most scripts)"
+            "figures show their numbers instead (the Noto fonts cover most scripts)"
         )
     return [f"#{index}" if index in missing else name for index, name in enumerate(names)]
 
