@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from stages.run import run
+from structalign.config.early import check_clips, check_parameters
 from structalign.config.schema import Config
 from structalign.data.clips import MANIFEST, Clip, raw_folder, write_manifest
 from structalign.data.datasets.published_splits import require_published
@@ -17,9 +18,11 @@ def main(config: Config) -> None:
     """Write `data/raw/<name>/`: the manifest, and what the data set itself consists of."""
     if config.data.protocol == "published":
         require_published(config.K, config.data.published_tasks)
+    check_parameters(config)
     with fresh_dir(raw_folder(config)) as folder:
         clips = prepare(config, folder)
         write_manifest(clips, folder / MANIFEST)
+        check_clips(config, clips)
     sides = [clip.split for clip in clips]
     categories = len({clip.category for clip in clips})
     log.info(

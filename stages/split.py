@@ -36,7 +36,9 @@ def divide(config: Config, clips: list[Clip], missing: list[str]) -> list[TaskSp
         require_published(config.K, config.data.published_tasks)
         return published_split(read_published(split_file(raw_folder(config), config.K)), clips, missing)
     rules = config.split
-    return few_shot_split(clips, config.K, rules.shots, config.seed, rules.order, missing, rules.validation)
+    return few_shot_split(
+        clips, config.K, rules.shots, config.seed, rules.order, missing, rules.validation, rules.categories_per_task
+    )
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ class SplitConfig(Section):
     """Validation videos per category, which neither train nor test uses; 0: none. Built-in data have them of their
     own, MSR-VTT and ActivityNet take them from what the benchmark leaves out, local data from rows whose split is
     `val`, or else from the training videos that the draw left."""
+    categories_per_task: list[Positive] | None
+    """K numbers of categories, in the order of tasks; null: all tasks have as many."""
 
 
 class BackboneConfig(Section):

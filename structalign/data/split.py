@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from structalign.config.early import task_sizes
 from structalign.data.clips import Clip
 from structalign.data.datasets.published_splits import PublishedSplit, entries
 from structalign.data.tasks import Category, Sample, TaskSplit
@@ -72,15 +74,16 @@ def few_shot_split(
     order: Literal["shuffled", "given"] = "shuffled",
     missing: Collection[str] = (),
     validation: int = 0,
+    categories_per_task: Sequence[int] | None = None,
 ) -> list[TaskSplit]:
-    """Divide the categories evenly over tasks and draw few training clips of each; test clips are all kept.
+    """Divide the categories over tasks and draw few training clips of each; test clips are all kept.
 
     Parameters
     ----------
     clips : list of Clip
         The manifest.
     num_tasks : int
-        K; it must divide the number of categories.
+        K.
     shots : int
         Training clips per category, drawn without replacement from those that have frames.
     seed : int
@@ -91,6 +94,8 @@ def few_shot_split(
         Clips without frames.
     validation : int
         Validation clips per category: from the category's own ones, or else from training clips that were not drawn.
+    categories_per_task : sequence of int, optional
+        Categories of each task; without it, all have as many, and K must divide the number of categories.
 
     Returns
     -------
@@ -100,12 +105,12 @@ def few_shot_split(
     Raises
     ------
     UserError
-        Where the numbers do not go together, or a video ends up in two tasks.
+        If the numbers do not go together, or a video ends up in two tasks.
     """
     from sklearn.utils import resample, shuffle  # takes a second to import
 
     categories = list(dict.fromkeys(clip.category for clip in clips))
-    _check_number(num_tasks, len(categories))
+    sizes = task_sizes(num_tasks, len(categories), categories_per_task)
     if shots < 1:
         raise UserError(f"split.shots = {shots}: must be at least 1")
     # One seed each, so that another clip in one category leaves the draws of all others as they are.
@@ -114,8 +119,8 @@ def few_shot_split(
     if order == "shuffled":
         categories = shuffle(sorted(categories), random_state=int(order_seed))
     pools = _pools(clips, missing)
-    size = len(categories) // num_tasks
-    groups = [categories[start : start + size] for start in range(0, len(categories), size)]
+    ends = list(accumulate(sizes))
+    groups = [categories[end - size : end] for size, end in zip(sizes, ends, strict=True)]
     chosen: list[list[Clip]] = []
     for group in groups:
         chosen.append([])
@@ -152,17 +157,6 @@ def read_missing(path: str | Path, clips: list[Clip]) -> list[str]:
     if unknown := sorted(set(missing) - {clip.id for clip in clips}):
         raise UserError(f"{path}: clip {unknown[0]} is not in the manifest; run `dvc repro frames`")
     return missing
-
-
-def _check_number(num_tasks: int, num_categories: int) -> None:
-    if num_tasks < 1 or num_tasks > num_categories:
-        raise UserError(f"K = {num_tasks}: must be from 1 to {num_categories}, the number of categories")
-    if num_categories % num_tasks:
-        divisors = [str(number) for number in range(1, num_categories + 1) if num_categories % number == 0]
-        raise UserError(
-            f"K = {num_tasks}: does not divide the {num_categories} categories evenly; choose one of "
-            f"{', '.join(divisors)}"
-        )
 
 
 def _left_over(train: list[Clip], shown: list[Clip]) -> list[Clip]:

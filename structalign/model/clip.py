@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from structalign.config.backbone import backbone_config
 from structalign.util.checkpoint import load_tensors, save_tensors
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_json, read_json, user_path
@@ -65,18 +66,8 @@ def open_clip_backbone(name: str, pretrained: str | None, weights: str | None) -
     """
     import open_clip
 
-    configuration = open_clip.get_model_config(name)
-    if configuration is None:
-        raise UserError(
-            f"backbone.architecture = {name!r}: open_clip has no such model; `tiny`, or one of "
-            "open_clip.list_models(), such as ViT-B-32-quickgelu"
-        )
-    _check_architecture(name, configuration)
+    configuration = backbone_config(name, pretrained, weights)
     path = user_path(weights) if weights else None
-    if path is None:
-        _check_tag(name, pretrained, configuration)
-    elif not path.is_file():
-        raise UserError(f"backbone.weights = {weights!r}: no such file")
     source = f"backbone.weights = {weights!r}" if weights else f"backbone.pretrained = {pretrained!r}"
     try:
         with without_logging():  # open_clip logs an error before it raises it
@@ -91,42 +82,6 @@ def open_clip_backbone(name: str, pretrained: str | None, weights: str | None) -
     mean = getattr(clip.visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
     std = getattr(clip.visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
     return clip, ClipInfo(name, configuration, list(mean), list(std))
-
-
-def _check_architecture(name: str, model: dict[str, Any]) -> None:
-    """Refuse what word features cannot be read from: they need CLIP's own causal text tower and its tokens."""
-    text, vision = model["text_cfg"], model["vision_cfg"]
-    reasons = {
-        "its text tower comes from Hugging Face": "hf_model_name" in text,
-        "its tokenizer is not CLIP's": "hf_tokenizer_name" in text,
-        "its text attention is not causal": text.get("no_causal_mask", False),
-        "its text feature is not the end token's": text.get("pool_type", "argmax") != "argmax",
-        "it is no plain CLIP but a captioner": "multimodal_cfg" in model,
-        "its image tower is no ViT of open_clip's own": "timm_model_name" in vision
-        or not isinstance(vision.get("layers", 12), int),
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise UserError(f"backbone.architecture = {name!r}: {reason}; take a plain CLIP such as ViT-B-16")
-
-
-def _check_tag(name: str, tag: str | None, model: dict[str, Any]) -> None:
-    """Refuse a tag that open_clip lacks, or whose weights were trained with another activation function."""
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
-    if tag is None:
-        raise UserError("backbone.pretrained and backbone.weights are both null: name a tag or a weights file")
-    facts = get_pretrained_cfg(name, tag)
-    if not facts:
-        known = ", ".join(list_pretrained_tags_by_model(name)) or "none"
-        raise UserError(f"backbone.pretrained = {tag!r}: open_clip's tags for {name}: {known}")
-    quick = facts.get("quick_gelu", False)
-    if quick != model.get("quick_gelu", False):
-        other = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
-        raise UserError(
-            f"backbone.pretrained = {tag!r}: trained with {'quick' if quick else 'exact'} GELU, which {name} "
-            f"does not use; set backbone.architecture={other}"
-        )
 
 
 def load_problem(error: Exception) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 import stages.download
 from structalign.data.clips import Clip, read_manifest
+from structalign.data.datasets import local
 from tests.helpers.errors import refused
 from tests.helpers.raw_data import HEADER, config_for, folder_of
 
@@ -96,15 +97,20 @@ def test_missing_files_are_named(changes: dict[str, Any], said: str) -> None:
         download(**changes)
 
 
+def read(content: bytes) -> list[Clip]:
+    Path("clips.csv").write_bytes(content)
+    return local.read_csv(Path("clips.csv"))
+
+
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_quotes_commas_and_any_order_of_columns(newline: str, encoding: str) -> None:
     table = ' split , video,category,start,caption,end\ntrain,a.mp4,"a, b",,"he says ""hé, süß 🍕 日本""",\n\n'
-    clips = download(table.replace("\n", newline).encode(encoding))
+    clips = read(table.replace("\n", newline).encode(encoding))
     assert clips == [Clip("a", "a.mp4", None, None, "a, b", "train", ('he says "hé, süß 🍕 日本"',), clips[0].origin)]
 
 
 def test_long_captions_stay_whole_and_repeated_rows_count_once() -> None:
-    clips = download(HEADER + f"a.mp4,,,c,{'long ' * 2000},train\n" + "b.mp4,,,c,x,train\n" * 3)
+    clips = read((HEADER + f"a.mp4,,,c,{'long ' * 2000},train\n" + "b.mp4,,,c,x,train\n" * 3).encode())
     assert len(clips[0].captions[0]) == 9999
     assert [len(clip.captions) for clip in clips] == [1, 1]

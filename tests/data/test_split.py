@@ -116,6 +116,12 @@ def test_a_video_in_two_tasks_is_refused(side: str) -> None:
     few_shot_split(shared, 1, 5, 0, order="given")
 
 
+def test_tasks_of_other_sizes() -> None:
+    splits = few_shot_split(clips_of(7), 3, 2, 0, categories_per_task=[3, 2, 2])
+    assert [len(split.categories) for split in splits] == [3, 2, 2]
+    assert [category.id for split in splits for category in split.categories] == list(range(7))
+
+
 # Files of tasks
 
 

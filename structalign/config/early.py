@@ -1,0 +1,119 @@
+"""What parameters and annotations can tell before anything is generated, fetched or decoded."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from structalign.config.backbone import backbone_config
+from structalign.util.errors import UserError
+
+if TYPE_CHECKING:
+    from structalign.config.schema import Config
+    from structalign.data.clips import Clip
+
+
+def check_parameters(config: Config) -> None:
+    """Refuse parameters that contradict each other, or the files that they name.
+
+    Raises
+    ------
+    UserError
+        If the backbone, its weights or its adapters cannot be, or built-in data do not make K tasks.
+    """
+    model = backbone_config(config.backbone.architecture, config.backbone.pretrained, config.backbone.weights)
+    blocks, wanted = model["vision_cfg"].get("layers", 12), config.model.adapter_layers
+    if config.model.vision_adapter != "none" and wanted != "all" and wanted > blocks:
+        raise UserError(
+            f"model.adapter_layers = {wanted}: {config.backbone.architecture} has {blocks} vision blocks; "
+            f"set it to {blocks} or fewer, or to all"
+        )
+    sizes = config.data.model_dump()
+    if "categories" in sizes:
+        task_sizes(config.K, sizes["categories"], config.split.categories_per_task)
+    if config.split.shots > sizes.get("train_videos", config.split.shots):
+        raise UserError(f"split.shots = {config.split.shots}: data.train_videos = {sizes['train_videos']}; lower it")
+
+
+def check_clips(config: Config, clips: Sequence[Clip]) -> None:
+    """Refuse clips that a draw of few shots cannot divide into K tasks, whatever the seed.
+
+    Raises
+    ------
+    UserError
+        If categories cannot be divided, lack videos, or share videos. The message names all of them.
+    """
+    if config.data.protocol != "fewshot":
+        return
+    categories = list(dict.fromkeys(clip.category for clip in clips))
+    sizes = task_sizes(config.K, len(categories), config.split.categories_per_task)
+    counts = Counter((clip.category, clip.split) for clip in clips)
+    shots = config.split.shots
+    if few := [f"{name!r} ({counts[name, 'train']})" for name in categories if counts[name, "train"] < shots]:
+        raise UserError(
+            f"split.shots = {shots}: {len(few)} of {len(categories)} categories have fewer training videos: "
+            f"{_ten(few)}; lower split.shots or add videos"
+        )
+    if none := [repr(name) for name in categories if not counts[name, "test"]]:
+        raise UserError(f"{len(none)} of {len(categories)} categories have no test video: {_ten(none)}; add some")
+    if config.K > 1:
+        _refuse_videos_of_two_categories(clips)
+    captions = min(len(clip.captions) for clip in clips if clip.split == "train")
+    if shots * min(sizes) * captions < 2:
+        raise UserError(
+            f"split.shots = {shots}: a task of one category can have a single pair of video and caption, which has "
+            "nothing to be told from; raise split.shots, or lower K"
+        )
+
+
+def task_sizes(num_tasks: int, num_categories: int, per_task: Sequence[int] | None) -> list[int]:
+    """Say how many categories each task has.
+
+    Parameters
+    ----------
+    num_tasks : int
+        K.
+    num_categories : int
+    per_task : sequence of int, optional
+        `split.categories_per_task`; without it, tasks are of one size.
+
+    Raises
+    ------
+    UserError
+        If the numbers do not go together.
+    """
+    if num_tasks < 1 or num_tasks > num_categories:
+        raise UserError(f"K = {num_tasks}: must be from 1 to {num_categories}, the number of categories")
+    if per_task is not None:
+        if len(per_task) != num_tasks or sum(per_task) != num_categories:
+            raise UserError(
+                f"split.categories_per_task = {list(per_task)}: must be {num_tasks} numbers (K) that add up to "
+                f"the {num_categories} categories; these {len(per_task)} add up to {sum(per_task)}"
+            )
+        return list(per_task)
+    if num_categories % num_tasks:
+        divisors = [str(number) for number in range(1, num_categories + 1) if num_categories % number == 0]
+        later = num_categories // num_tasks
+        uneven = [num_categories - later * (num_tasks - 1)] + [later] * (num_tasks - 1)
+        raise UserError(
+            f"K = {num_tasks}: does not divide the {num_categories} categories evenly; choose one of "
+            f"{', '.join(divisors)}, or set split.categories_per_task={str(uneven).replace(' ', '')}"
+        )
+    return [num_categories // num_tasks] * num_tasks
+
+
+def _refuse_videos_of_two_categories(clips: Sequence[Clip]) -> None:
+    categories: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        categories[clip.video].add(clip.category)
+    if shared := [f"{video} ({', '.join(sorted(found))})" for video, found in categories.items() if len(found) > 1]:
+        raise UserError(
+            f"{len(shared)} videos are in two categories, which can come in two tasks: {_ten(shared)}; choose one "
+            "category for each, cut the video in two files, or set K=1"
+        )
+
+
+def _ten(names: list[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"{', '.join(names[:10])}{more}"
