@@ -166,6 +166,7 @@ def test_msrvtt_absent_videos_count_against_what_is_allowed(here: Path) -> None:
     assert len(read_manifest("data/raw/msrvtt/manifest.jsonl")) == len(VIDEOS)
 
 
+@pytest.mark.slow
 def test_msrvtt_real_split_with_invented_videos(here: Path, shared: Path) -> None:
     """The published split and captions end to end; only the videos and training sentences are invented."""
     ctvr = shared / "ctvr"
@@ -319,6 +320,7 @@ def test_actnet_missing_videos_are_all_listed(here: Path) -> None:
     assert len(read_manifest("data/raw/actnet/manifest.jsonl")) == 12
 
 
+@pytest.mark.slow
 def test_actnet_real_annotations(shared: Path, here: Path) -> None:
     """Every clip of the published split has its annotation; the videos are invented."""
     ctvr = shared / "ctvr"

@@ -614,6 +614,7 @@ def test_a_killed_decoder_is_reported(videos: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*frames*"))
 
 
+@pytest.mark.slow
 def test_a_video_that_crashes_a_decoder_is_named_like_any_other_bad_one(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -627,6 +628,7 @@ def test_a_video_that_crashes_a_decoder_is_named_like_any_other_bad_one(
     assert reasons == ["decoding it crashed (killed by SIGSEGV)", "decoding it took too long"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "mpeg4"), ("a.avi", "mpeg4")])
 def test_damage_of_any_kind_is_one_line_about_the_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str
@@ -649,6 +651,7 @@ def test_damage_of_any_kind_is_one_line_about_the_clip(
     assert any(isinstance(result, str) for result in results)
 
 
+@pytest.mark.slow
 def test_decoders_end_with_a_killed_stage(videos: Path, tmp_path: Path) -> None:
     write_video(videos / "long.mp4", moving(300, 120, 160))
     script = tmp_path / "script.py"

@@ -20,6 +20,8 @@ from structalign.report.tables import check_same_data, cost_of, published_result
 from structalign.util.cost import keep_cost, known_cost
 from structalign.util.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 24
 
 

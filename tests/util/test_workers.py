@@ -88,6 +88,7 @@ def workers_of_this_process() -> list[psutil.Process]:
     return [process for server in psutil.Process().children() for process in server.children()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(16))
 def test_a_process_killed_at_any_moment_stops_nothing(seed: int) -> None:
     # Large results fill the pipe, so that many die halfway through one; early ones while the others are starting.
