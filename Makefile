@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: setup repro test test-fast lint format show compare drill repeat
+.PHONY: rehearse setup repro test test-fast lint format show compare drill repeat
 
 setup: $(READY)
 
@@ -43,6 +43,10 @@ drill: $(READY)
 # The same chain three times by force: the same bytes?
 repeat: $(READY)
 	nice python -m tests.faults.repeat --output docs/repeat.md
+
+# The real benchmarks at full size against a server on this machine; needs the published files in ../shared/ctvr
+rehearse: $(READY)
+	nice python -m benchmarks.rehearsal msrvtt --folder .cache/rehearsal --output docs/rehearsal.md
 
 lint: $(READY)
 	ruff check .

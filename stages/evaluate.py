@@ -45,7 +45,9 @@ def main(config: Config, task: int) -> None:
     )
     validation = _validation_gallery(earlier, learner, store, split)
     val_r1 = recall_over_all(rank(learner.retriever, validation, config.similarity))["r1"] if validation else None
-    row = record.add_evaluation(config, split, galleries, ranking, features, references, val_r1)
+    row = record.add_evaluation(
+        config, split, galleries, ranking, features, references, val_r1, _notes(split, store, learner)
+    )
     record.add_training(paths.loss_curve(task), paths.cost(task))
 
     record.followed = follow(record.followed, galleries, ranking.scores, config.K, config.seed)
@@ -84,6 +86,17 @@ def _validation_gallery(earlier: Path, learner: Learner, store: FrameStore, spli
     frames = learner.encode_clips(store, [sample.clip for sample in split.validation])
     newest = TaskGallery.from_samples(split.task, split.validation, frames)
     return [*load_galleries(earlier, "validation"), newest]
+
+
+def _notes(split: TaskSplit, store: FrameStore, learner: Learner) -> dict[str, int]:
+    """Count what was changed or is doubtful about a task's clips, and its captions that are too long."""
+    samples = [*split.train, *split.test]
+    clips = {sample.clip for sample in samples}
+    notes = {note: len(clips.intersection(found)) for note, found in store.notes.items()}
+    cut = learner.retriever.count_cut([caption for sample in samples for caption in sample.captions])
+    if cut:
+        log.warning(f"task {split.task}: {cut} captions are longer than the text encoder reads: their ends are cut")
+    return {note: count for note, count in {**notes, "captions cut": cut}.items() if count}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ It grows along the chain, so that the report needs the last one alone:
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,12 @@ class Record:
         features: dict[str, Tensor],
         reference: Reference,
         val_r1: float | None = None,
+        notes: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
-        """Append the evaluation after a task and return its row of metrics."""
+        """Append the evaluation after a task and return its row of metrics.
+
+        `notes` counts what was changed or is doubtful about the task's clips and captions.
+        """
         newest = galleries[-1]
         entry = {
             "task": split.task,
@@ -117,6 +122,7 @@ class Record:
             "queries": len(newest.queries),
             "videos": len(newest.clips),
             "missing": len(split.missing),
+            "notes": dict(notes or {}),
         }
         tasks = [*self.recall["tasks"], entry]
         for name in ("text", "video"):

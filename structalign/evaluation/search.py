@@ -105,10 +105,9 @@ class SearchIndex:
         )
 
     def _matches(self, query: str, task: int, frames: Tensor) -> list[tuple[str, int]]:
-        """Find the frame (of N) that each token of the query matches best."""
+        """Find the frame (of N) that each piece of the query matches best, on average over its tokens."""
         retriever = self.learner.retriever
         with torch.inference_mode():
             words, mask, _ = next(encode_texts(retriever, [query], task))  # [1,L,D], [1,L]
         cosine = normalize(words[0][mask[0]].float().cpu(), dim=-1) @ normalize(frames, dim=-1).T  # [L,N]
-        pieces = retriever.word_pieces(query)
-        return list(zip(pieces, cosine.argmax(dim=1).tolist(), strict=False))
+        return [(piece, int(cosine[places].mean(dim=0).argmax())) for piece, places in retriever.word_pieces(query)]

@@ -214,11 +214,30 @@ class Retriever(nn.Module):
             self._tokenizer = SimpleTokenizer(context_length=self.info.context_length)
         return cut_padding(self._tokenizer(list(texts)))
 
-    def word_pieces(self, text: str) -> list[str]:
-        """Spell out the tokens of a text, one string for each that `word_mask` marks."""
+    def word_pieces(self, text: str) -> list[tuple[str, list[int]]]:
+        """Spell out the tokens of a text that `word_mask` marks, each piece with the positions of its tokens.
+
+        A piece is one token, or several that share a character: tokens are made of bytes.
+        """
         tokens = self.tokenize([text])
-        words = tokens[word_mask(tokens)].tolist()
-        return [self._tokenizer.decode([word]).strip() for word in words]
+        pieces: list[tuple[str, list[int]]] = []
+        open_tokens: list[int] = []
+        places: list[int] = []
+        for place, word in enumerate(tokens[word_mask(tokens)].tolist()):
+            open_tokens, places = [*open_tokens, word], [*places, place]
+            piece = self._tokenizer.decode(open_tokens)
+            if "\ufffd" not in piece:
+                pieces.append((piece.strip(), places))
+                open_tokens, places = [], []
+        if places:  # the text was cut within a character
+            pieces.append((self._tokenizer.decode(open_tokens).strip("\ufffd "), places))
+        return pieces
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """Count the texts that have more tokens than the encoder reads, so that their ends are lost."""
+        self.tokenize([""])
+        room = self.info.context_length - 2  # the start and the end token
+        return sum(len(self._tokenizer.encode(text)) > room for text in texts)
 
     @staticmethod
     def word_mask(tokens: Tensor) -> Tensor:

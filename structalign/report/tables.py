@@ -80,6 +80,7 @@ def summary(run: Run) -> dict[str, Any]:
     if run.cost:
         numbers["trained_parameters"] = max(task["trained_parameters"] for task in run.cost)
     numbers["missing_videos"] = sum(task.get("missing", 0) for task in run.tasks)
+    numbers["changed_or_doubtful"] = sum(sum(task.get("notes", {}).values()) for task in run.tasks)
     rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in numbers.items()}
     rounded["select"] = run.select
     if run.warning:

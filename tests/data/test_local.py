@@ -13,6 +13,7 @@ from structalign.data.datasets import local
 from tests.helpers.errors import refused
 from tests.helpers.raw_data import HEADER, config_for, folder_of
 
+ROOT = Path(__file__).resolve().parents[2]
 ROW = "a.mp4,,,c,x,train\n"
 GIVEN = {"clips.csv", "videos/a.mp4", "videos/b.mp4", "videos/sub/c.mkv"}
 
@@ -114,3 +115,13 @@ def test_long_captions_stay_whole_and_repeated_rows_count_once() -> None:
     clips = read((HEADER + f"a.mp4,,,c,{'long ' * 2000},train\n" + "b.mp4,,,c,x,train\n" * 3).encode())
     assert len(clips[0].captions[0]) == 9999
     assert [len(clip.captions) for clip in clips] == [1, 1]
+
+
+def test_the_sample_is_a_table() -> None:
+    clips = local.read_csv(ROOT / "docs/sample.csv")
+    assert [(clip.category, clip.split, len(clip.captions)) for clip in clips] == [
+        ("cooking", "train", 2),
+        ("cooking", "test", 1),
+        ("space", "train", 1),
+        ("space", "test", 1),
+    ]

@@ -211,7 +211,15 @@ def test_tokens_are_as_long_as_the_longest_text_needs(clip: CLIP) -> None:
     cut = retriever.tokenize(["word " * 50])
     assert cut.shape == (1, 12)
     assert cut[0, -1] == END
-    assert retriever.word_pieces("A red circle") == ["a", "red", "circle"]
+    assert retriever.word_pieces("A red circle") == [("a", [0]), ("red", [1]), ("circle", [2])]
+    pieces = retriever.word_pieces("a 🍕 語")
+    assert [piece for piece, _ in pieces] == ["a", "🍕", "語"], "no character is cut in two"
+    assert [places for _, places in pieces] == [[0], [1], [2, 3]]
+
+
+def test_captions_that_are_cut_are_counted(clip: CLIP) -> None:
+    retriever = plain(clip)
+    assert retriever.count_cut(["word " * 10, "word " * 11, "a cat"]) == 1, "12 tokens, with those at both ends"
 
 
 def test_frame_features_are_clips_image_features(clip: CLIP) -> None:

@@ -150,6 +150,7 @@ def test_summary_holds_every_metric_of_the_final_row(reported: Path) -> None:
     assert numbers["bwf"] == 5.0
     assert numbers["trained_parameters"] == 4000
     assert numbers["missing_videos"] == 2
+    assert numbers["changed_or_doubtful"] == 0
     assert numbers["select"] == "last"
     assert "warning" not in numbers
     assert all(isinstance(value, int | float | str) for value in numbers.values())

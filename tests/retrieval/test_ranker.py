@@ -262,7 +262,7 @@ def test_half_precision_galleries_are_ranked_in_single_precision() -> None:
 @pytest.mark.parametrize(("rerank", "kind", "hits"), [(None, "flat", 80), (3, "flat", 80), (3, "faiss", 6)])
 def test_search_returns_the_best_videos_that_were_found(rerank: int | None, kind: str, hits: int) -> None:
     retriever, galleries = stored()
-    retriever.word_pieces = lambda query: [f"word {number}" for number in range(WORDS)]
+    retriever.word_pieces = lambda query: [(f"word {number}", [number]) for number in range(WORDS)]
     search = SearchIndex.__new__(SearchIndex)  # without the files of a run
     search.galleries, search.categories, search.captions = galleries, ["", "one", "two"], {}
     search.learner = SimpleNamespace(retriever=retriever)  # type: ignore[assignment]
