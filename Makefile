@@ -30,11 +30,10 @@ show: $(READY)
 	@python -m structalign show
 
 # make compare DATA=msrvtt K=20 STUDY=methods JOBS=2
-DATA ?= creatures
 STUDY ?= methods
 JOBS ?= 1
 compare: $(READY)
-	python -m structalign compare --study $(STUDY) --data $(DATA) --jobs $(JOBS) $(if $(K),--K $(K))
+	python -m structalign compare --study $(STUDY) $(if $(DATA),--data $(DATA)) --jobs $(JOBS) $(if $(K),--K $(K))
 
 # Break a small chain in 33 ways and see it recover; no drill starts after 20 minutes
 drill: $(READY)

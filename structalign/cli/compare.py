@@ -35,6 +35,9 @@ from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_text
 from structalign.util.log import log
 
+NAMED = 6
+"""Uncommitted files that are named; the others are counted."""
+
 
 def collect(runs: list[Run], project: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read the summaries of the runs that the project has, and their recall by task."""
@@ -86,14 +89,14 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--study", default="methods", help="file in conf/study (default: %(default)s)")
-    parser.add_argument("--data", default="creatures")
+    parser.add_argument("--data", default=None, help="file in conf/data (default: that of conf/config.yaml)")
     parser.add_argument("--K", type=int, default=None, help="number of tasks (default: that of the data set)")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="default: %(default)s")
     parser.add_argument(
         "-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="for every run"
     )
     parser.add_argument(
-        "--output", type=Path, default=None, help="default: plots/compare/STUDY-DATA[-K][-hash of other overrides]"
+        "--output", type=Path, default=None, help="default: plots/compare/STUDY[-DATA][-K][-hash of other overrides]"
     )
     executors.add_arguments(parser)
     args = parse(parser)
@@ -112,7 +115,7 @@ def compare(args: argparse.Namespace) -> None:
     project = Path.cwd()
     resources = executors.resources(args)
     labels = read_study(args.study)
-    common = [f"data={args.data}"] + ([f"K={args.K}"] if args.K else []) + args.overrides
+    common = common_overrides(args)
     place = place_of(project, args.scratch)
     seeds = seeds_of(args.seeds)
     # Seed by seed: so all labels are there to compare, if only for the first seeds, when time runs out.
@@ -132,8 +135,15 @@ def place_of(project: Path, scratch: Path | None, without: Sequence[str] = ()) -
     """Take the code as it is now, without changes in some folders; say so if it is not that of a commit."""
     source = Source.of(project, without)
     if changed := source.changed_files():
-        log.warning(f"uncommitted changes go into every run, and into its name: {', '.join(changed)}")
+        more = f" and {len(changed) - NAMED} more files" if len(changed) > NAMED else ""
+        log.warning(f"uncommitted changes go into every run, and its name: {', '.join(changed[:NAMED])}{more}")
     return Place(source, (scratch or project / ".cache/runs").resolve(), dvc_cache(project))
+
+
+def common_overrides(args: argparse.Namespace) -> list[str]:
+    """List what `--data`, `--K` and `-S` ask of every run."""
+    named = {"data": args.data, "K": args.K}
+    return [*(f"{key}={value}" for key, value in named.items() if value is not None), *args.overrides]
 
 
 def seeds_of(text: str) -> list[int]:

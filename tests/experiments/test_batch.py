@@ -58,7 +58,7 @@ def test_a_study_runs_once_and_only_what_is_new_runs_later(project: LightProject
     assert project.calls("split") == 1  # although all three runs need it
     assert project.calls("train") == 3
     assert {path.name for path in (project.folder / ".cache/runs").iterdir()} == {"logs", "locks"}
-    assert len((project.folder / "plots/compare/light-shapes/table.md").read_text().splitlines()) > 4
+    assert len((project.folder / "plots/compare/light/table.md").read_text().splitlines()) > 4
 
     # Another weight for one label, not committed: that label runs again, the others are as they were.
     study = {"full": [], "finetune": ["method=finetune"], "without CRP": ["loss.crp_weight=1"]}
@@ -121,7 +121,16 @@ def test_what_fails_is_named_with_its_own_words(project: LightProject) -> None:
     assert status == 1
     errors = [line for line in printed.splitlines() if " ERROR " in line]
     assert len(errors) == 2
-    assert "light-bad-shapes-seed0-" in errors[0]
+    assert "light-bad-seed0-" in errors[0]
     assert "etf.num_classes = 2: too few" in errors[0]
     assert "1 of 2 runs are missing" in errors[1]
-    assert "| full |" in (project.folder / "plots/compare/light-shapes/table.md").read_text()
+    assert "| full |" in (project.folder / "plots/compare/light/table.md").read_text()
+
+
+def test_overrides_that_do_not_compose_are_one_line_and_nothing_starts(project: LightProject) -> None:
+    status, printed = project.call("compare", "--study", "light", "--seeds", "0", "-S", "losses.etf_weight=1")
+    assert status == 1
+    assert [line.split()[1] for line in printed.splitlines()] == ["INFO", "ERROR"]
+    assert "full: cannot compose losses.etf_weight=1 seed=0: Could not override" in printed
+    assert "search path" not in printed.lower()
+    assert not (project.folder / ".cache/runs").exists()

@@ -21,8 +21,8 @@ TINY = [
     "data.train_videos=4",
     "data.test_videos=3",
     "split.shots=4",
-    "split.validation=2",
     "frames.num_frames=2",
+    "backbone.steps=4",
     "model.experts=2",
     "model.rank=4",
     "train.epochs=2",
@@ -149,9 +149,9 @@ def test_a_study_runs_in_clones_and_names_what_failed(project: Project) -> None:
     project.run("git", "commit", "--quiet", "-m", "study")
     command = ("-m", "structalign", "compare", "--study", "tiny", "--K", "2", "--seeds", "0")
     printed = project.run(sys.executable, *command, check=False)
-    assert re.search("tiny-broken-creatures-2-seed0-[0-9a-f]+-[0-9a-f]+: etf.num_classes", printed)
+    assert re.search("tiny-broken-2-seed0-[0-9a-f]+-[0-9a-f]+: etf.num_classes", printed)
     assert "1 of 2 runs are missing" in printed
-    folder = project.folder / "plots/compare/tiny-creatures-2"
+    folder = project.folder / "plots/compare/tiny-2"
     assert {path.name for path in folder.iterdir()} == {"runs.csv", "table.md", "figure.png", "by_task.png"}
     rows = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("| ")]
     assert [row.split()[1] for row in rows] == ["run", "structalign"]
