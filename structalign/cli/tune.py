@@ -1,0 +1,154 @@
+"""Search hyper-parameters with Optuna, the same number of trials for every method.
+
+    structalign tune --trials 20 --jobs 2                              what conf/tune/methods.yaml searches
+    structalign tune --data msrvtt --executor slurm --partition gpu --gpus 1
+    structalign tune --labels structalign,lwf --trials 50
+
+A trial runs a label with every tuning seed, each run as an experiment of DVC's in a clone of its own. Its value is
+the mean of --objective: recall on validation videos, never on the test set. Use other seeds for results. Trials that
+were killed are made again. Called again, it goes on, also with more trials, or beside another call elsewhere.
+The best values become conf/tuned/LABEL.yaml, which `-S tuned=LABEL` adds to a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from optuna.trial import TrialState
+
+from structalign.cli.compare import common_overrides, output_name, place_of, seeds_of
+from structalign.experiments import executors
+from structalign.experiments.batch import prepare
+from structalign.experiments.run import last_error
+from structalign.experiments.tuning import NO_OBJECTIVE, Trial, Tuning, middle, read_space
+from structalign.util.command import errors_in_one_line, parse
+from structalign.util.errors import UserError
+from structalign.util.files import atomic_write_text
+from structalign.util.log import log, progress_bar
+
+TUNED = Path("conf/tuned")
+
+
+def main() -> None:
+    """Parse the command line and tune."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--study", default="methods", help="file in conf/tune (default: %(default)s)")
+    parser.add_argument("--labels", default=None, help="of the file (default: all)")
+    parser.add_argument("--trials", type=int, default=20, help="of each label, that succeed (default: %(default)s)")
+    parser.add_argument("--objective", default="val_r1", help="key of metrics/summary.json (default: %(default)s)")
+    parser.add_argument("--seeds", default="100,101", help="tuning seeds (default: %(default)s)")
+    parser.add_argument("--data", default=None, help="file in conf/data (default: that of conf/config.yaml)")
+    parser.add_argument("--K", type=int, default=None, help="number of tasks (default: that of the data set)")
+    parser.add_argument(
+        "-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="for every trial"
+    )
+    parser.add_argument("--journal", type=Path, default=None, help="default: .cache/tune/STUDY[-DATA].journal")
+    executors.add_arguments(parser)
+    args = parse(parser)
+    with errors_in_one_line(args.debug):
+        tune(args)
+
+
+def tune(args: argparse.Namespace) -> None:
+    """Run the trials that are missing and write the best values of each label.
+
+    Raises
+    ------
+    UserError
+        If a label has fewer trials than asked for at the end; what is there is kept.
+    """
+    resources = executors.resources(args)
+    if args.trials < 1:
+        raise UserError(f"--trials {args.trials}: must be at least 1")
+    searched = read_space(args.study)
+    labels = args.labels.split(",") if args.labels else list(searched.labels)
+    if unknown := set(labels) - set(searched.labels):
+        raise UserError(f"--labels {', '.join(sorted(unknown))}: {args.study} has {', '.join(searched.labels)}")
+    common = common_overrides(args)
+    place = place_of(Path.cwd(), args.scratch, [str(TUNED)])  # what is written at the end changes no trial
+    journal = (args.journal or Path(".cache/tune") / f"{output_name(args.study, common)}.journal").resolve()
+    seeds = seeds_of(args.seeds)
+    tunings = [Tuning.of(searched, label, common, seeds, args.objective, place, journal) for label in labels]
+    run_trials(tunings, args.trials, resources)
+    missing = [tuning.label for tuning in tunings if not report(tuning, args.trials)]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: fewer than {args.trials} trials; the same command runs the others")
+
+
+def run_trials(tunings: list[Tuning], trials: int, resources: executors.Resources) -> None:
+    """Run jobs until every label has its trials, or as many more have failed.
+
+    Raises
+    ------
+    UserError
+        If runs do not measure the objective: then none of the trials can succeed.
+    """
+    work = {}
+    for tuning in tunings:
+        done, begun = count(tuning), len(tuning.study().trials)
+        log.info(f"{tuning.label}: {done} of {trials} trials are there")
+        work.update({job.name: job for job in (Trial(tuning, begun + n) for n in range(trials - done))})
+    place = tunings[0].place
+    fleet = executors.Fleet(resources, place.scratch)
+    if work:
+        prepare([run for tuning in tunings for run in tuning.runs(middle(tuning.space))], place, fleet)
+    with progress_bar(len(work), "trials", "trial") as bar, closing(fleet.run(work)) as ended:
+        for name in ended:
+            bar.update()
+            if error := last_error(place.log(name)):
+                log.error(f"{name}: {error} ({place.log(name)})")
+                if error.startswith(NO_OBJECTIVE):
+                    raise UserError(error)
+
+
+def count(tuning: Tuning) -> int:
+    """Count the trials that succeeded."""
+    return len(tuning.study().get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+
+
+def report(tuning: Tuning, trials: int) -> bool:
+    """Write what a label's trials found; say whether there are enough of them."""
+    study = tuning.study()
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if done:
+        folder = Path("plots/tune")
+        folder.mkdir(parents=True, exist_ok=True)
+        table: pd.DataFrame = study.trials_dataframe(attrs=("number", "value", "params", "state", "duration"))
+        atomic_write_text(folder / f"{tuning.name}.csv", table.to_csv(index=False, lineterminator="\n"))
+        path = TUNED / f"{tuning.label}.yaml"
+        atomic_write_text(path, tuned_config(study.best_params, provenance(tuning, study.best_value, len(done))))
+        log.info(f"{tuning.label}: {tuning.objective} {study.best_value:.2f} is the best of {len(done)}: {path}")
+    return len(done) >= trials
+
+
+def provenance(tuning: Tuning, value: float, trials: int) -> list[str]:
+    """Say where values come from."""
+    source = tuning.place.source
+    changed = f", with changes in {', '.join(source.changed_files())}" if source.patch else ""
+    return [
+        f"The best of {trials} trials, {date.today()}: {tuning.objective} = {value:.4f}, mean over the seeds "
+        f"{', '.join(map(str, tuning.seeds))}.",
+        f"Study {tuning.name}; commit {source.commit}{changed}.",
+        f"Every trial: {' '.join(tuning.overrides)}",
+    ]
+
+
+def tuned_config(values: Mapping[str, Any], comments: Iterable[str]) -> str:
+    """Write values as a file of a config group, under the keys that they have in `params.yaml`."""
+    content: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        section = content
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    head = "".join(f"# {line}\n" for line in ("@package _global_", *comments))
+    return head + yaml.safe_dump(content, sort_keys=False)

@@ -1,0 +1,263 @@
+"""Searching hyper-parameters with Optuna: what is searched, and one trial as a job for an executor.
+
+Any number of jobs, on any number of machines, work on one journal file. A trial whose job was killed is marked as
+failed, and the next job tries the same values again: what had been trained is not trained twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from submitit.helpers import DelayedSubmission
+
+from structalign.experiments.results import finished, read_summary
+from structalign.experiments.run import STARTED, Experiment, Place, note
+from structalign.experiments.study import Run, make_run
+from structalign.util.errors import UserError
+
+SPACES = Path("conf/tune")
+
+NO_OBJECTIVE = "no objective"
+"""How the error begins after which no further trial makes sense."""
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What `conf/tune/<name>.yaml` asks for.
+
+    Attributes
+    ----------
+    name : str
+    overrides : tuple of str
+        Of every trial.
+    labels : dict of str to list of str
+        What is tuned: labels with their overrides.
+    spaces : dict of str to dict
+        By label, the keys that are searched with their distributions.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    labels: dict[str, list[str]]
+    spaces: dict[str, dict[str, BaseDistribution]]
+
+
+def read_space(name: str) -> SearchSpace:
+    """Read `conf/tune/<name>.yaml`.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or it cannot be understood.
+    """
+    path = SPACES / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise UserError(f"{path}: no such search space; there are {known or 'none'}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("labels"), dict) or not content["labels"]:
+        raise UserError(f"{path}: no labels; `labels:` names what is tuned, with its overrides and what is searched")
+    if unknown := set(content) - {"overrides", "search", "labels"}:
+        raise UserError(f"{path}: {', '.join(sorted(unknown))}: unknown; there are overrides, search, labels")
+    labels: dict[str, list[str]] = {}
+    spaces: dict[str, dict[str, BaseDistribution]] = {}
+    for label, entry in content["labels"].items():
+        entry = entry or {}
+        if not isinstance(entry, dict) or (unknown := set(entry) - {"overrides", "search"}):
+            raise UserError(f"{path}: {label}: must have `overrides` or `search` or both, and nothing else")
+        labels[str(label)] = list(entry.get("overrides", ()))
+        searched = {**(content.get("search") or {}), **(entry.get("search") or {})}
+        spaces[str(label)] = {key: _distribution(value, f"{path}: {label}: {key}") for key, value in searched.items()}
+        if not searched:
+            raise UserError(f"{path}: {label}: nothing is searched")
+    return SearchSpace(name, tuple(content.get("overrides") or ()), labels, spaces)
+
+
+def _distribution(value: Any, place: str) -> BaseDistribution:
+    """Read `[a, b, c]`, or `{low: 1.0e-4, high: 1.0e-2, log: true}`, of whole numbers if both ends are."""
+    try:
+        if isinstance(value, list):
+            return CategoricalDistribution(value)
+        whole = isinstance(value["low"], int) and isinstance(value["high"], int)
+        return IntDistribution(**value) if whole else FloatDistribution(**value)
+    except (TypeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{place}: must be a list, or low and high with log or step ({reason})") from None
+
+
+def middle(space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """Pick values within a search space, to see whether they compose."""
+    return {
+        key: domain.choices[0] if isinstance(domain, CategoricalDistribution) else domain.low  # type: ignore[attr-defined]
+        for key, domain in space.items()
+    }
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A search for the values of one label that give the best objective.
+
+    Attributes
+    ----------
+    place : Place
+    name : str
+        Optuna's name for it; it changes with all that decides what a trial measures.
+    label : str
+    overrides : tuple of str
+        Of every trial.
+    space : dict of str to distribution
+    seeds : tuple of int
+        A trial's value is the mean over these.
+    objective : str
+        A key of `metrics/summary.json`, to be made as large as possible.
+    journal : Path
+        Optuna's journal file.
+    """
+
+    place: Place
+    name: str
+    label: str
+    overrides: tuple[str, ...]
+    space: dict[str, BaseDistribution]
+    seeds: tuple[int, ...]
+    objective: str
+    journal: Path
+
+    @classmethod
+    def of(
+        cls,
+        searched: SearchSpace,
+        label: str,
+        overrides: Sequence[str],
+        seeds: Sequence[int],
+        objective: str,
+        place: Place,
+        journal: Path,
+    ) -> Tuning:
+        """Set up the search for a label; further overrides of the caller's come before the label's own."""
+        settings = (*overrides, *searched.overrides, *searched.labels[label])
+        space = dict(searched.spaces[label])
+        decides = repr((settings, sorted(map(repr, space.items())), tuple(seeds), objective, place.source.commit))
+        digest = hashlib.sha256(decides.encode() + place.source.patch).hexdigest()
+        name = f"{searched.name}-{label}-{digest[:8]}"
+        return cls(place, name, label, settings, space, tuple(seeds), objective, journal)
+
+    def study(self, draw: int = 0) -> optuna.Study:
+        """Open Optuna's study of this search; `draw` decides what its sampler draws."""
+        self.journal.parent.mkdir(parents=True, exist_ok=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = JournalStorage(JournalFileBackend(str(self.journal)))
+        sampler = optuna.samplers.TPESampler(seed=draw, constant_liar=True)
+        return optuna.create_study(
+            storage=storage, sampler=sampler, study_name=self.name, direction="maximize", load_if_exists=True
+        )
+
+    def runs(self, values: Mapping[str, Any]) -> list[Run]:
+        """List the runs of a trial with these values, one a seed."""
+        chosen = [*self.overrides, *(f"{key}={json.dumps(value)}" for key, value in values.items())]
+        return [make_run(["tune", self.label], self.label, seed, chosen, self.place.source) for seed in self.seeds]
+
+    def trial_lock(self, number: int) -> FileLock:
+        """Tell whether a trial is under way: its job holds this lock."""
+        locks = self.place.scratch / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(locks / f"{self.name}-{number}.lock")
+
+
+def retry_lost(tuning: Tuning, study: optuna.Study) -> None:
+    """Mark trials as failed whose job is gone, and have their values tried again."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        try:
+            with tuning.trial_lock(trial.number).acquire(timeout=0):
+                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                study.enqueue_trial(trial.params, skip_if_exists=False)
+        except Timeout:
+            continue
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial, as a job.
+
+    Attributes
+    ----------
+    tuning : Tuning
+    draw : int
+        Different for each job, so that jobs that start together try different values.
+    """
+
+    tuning: Tuning
+    draw: int
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        return f"{self.tuning.name}-job{self.draw}"
+
+    def __call__(self) -> None:
+        """Ask for values, run them, tell what came of it."""
+        tuning, log = self.tuning, self.tuning.place.log(self.name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        note(log, f"{STARTED}{datetime.now():%Y-%m-%d %H:%M:%S} on {os.uname().nodename}")
+        study = tuning.study(self.draw)
+        with FileLock(f"{tuning.journal}.ask"):
+            retry_lost(tuning, study)
+            trial = study.ask(tuning.space)
+            lock = tuning.trial_lock(trial.number)
+            lock.acquire()
+        with lock:
+            try:
+                study.tell(trial, self._value(trial.params))
+            except UserError as error:
+                study.tell(trial, state=TrialState.FAIL)
+                note(log, f"ERROR: {error}")
+                sys.exit(1)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """The same again: it takes up the values of the trial that ends here."""
+        return DelayedSubmission(self)
+
+    def _value(self, values: Mapping[str, Any]) -> float:
+        """Run a trial with every seed; return the mean of the objective."""
+        tuning = self.tuning
+        measured = []
+        for run in tuning.runs(values):
+            Experiment(tuning.place, run.name, run.overrides).do()
+            summary = read_summary(tuning.place.source.project, finished(tuning.place.source.project)[run.name])
+            measured.append(objective_in(summary, tuning.objective))
+        return statistics.mean(measured)
+
+
+def objective_in(summary: Mapping[str, Any], key: str) -> float:
+    """Read the objective from a run's summary.
+
+    Raises
+    ------
+    UserError
+        If the summary has no such number.
+    """
+    value = summary.get(key)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        numbers = ", ".join(name for name, number in summary.items() if isinstance(number, int | float))
+        raise UserError(f"{NO_OBJECTIVE} {key}: metrics/summary.json has {numbers}")
+    return float(value)

@@ -1,0 +1,139 @@
+"""Hyper-parameter search: what is searched, trials through `structalign tune`, and values that compose."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from structalign.cli.tune import tuned_config
+from structalign.experiments.tuning import objective_in, read_space
+from structalign.util.errors import UserError
+from tests.experiments.test_batch import family_of_a_training, numbers
+from tests.helpers.light_chain import LightProject
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CHOICES = ["previous", "initial"]
+SPACE = {
+    "search": {"loss.etf_weight": {"low": 0.01, "high": 1.0, "log": True}},
+    "labels": {
+        "finetune": {"overrides": ["method=finetune"]},
+        "structalign": {
+            "search": {"loss.crp_weight": {"low": 1, "high": 9}, "loss.crp_teacher": ["previous", "initial"]}
+        },
+    },
+}
+TUNE = ("tune", "--study", "light", "--seeds", "100", "--trials", "2", "--jobs", "2")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> LightProject:
+    made = LightProject(tmp_path / "project")
+    made.write("conf/tune/light.yaml", yaml.safe_dump(SPACE))
+    return made
+
+
+def trials(project: LightProject) -> dict[str, list[TrialState]]:
+    """States of the trials of each study in the journal."""
+    backend = optuna.storages.journal.JournalFileBackend(str(project.folder / ".cache/tune/light.journal"))
+    storage = optuna.storages.JournalStorage(backend)
+    names = optuna.get_all_study_names(storage)
+    studies = (optuna.load_study(study_name=name, storage=storage) for name in names)
+    return {study.study_name.split("-")[1]: [trial.state for trial in study.trials] for study in studies}
+
+
+def test_every_label_gets_its_trials_and_the_best_values_compose(project: LightProject) -> None:
+    status, printed = project.call(*TUNE)
+    assert status == 0, printed
+    assert trials(project) == dict.fromkeys(("finetune", "structalign"), [TrialState.COMPLETE] * 2)
+    assert len(numbers(project)) == 4
+    written = (project.folder / "conf/tuned/structalign.yaml").read_text()
+    assert (
+        f"val_r1 = {max(value for name, value in numbers(project).items() if '-structalign-' in name):.4f}" in written
+    )
+    assert project.git("rev-parse", "HEAD").strip() in written
+    best = yaml.safe_load(written)
+    status, printed = project.call(*TUNE)  # nothing to do, although there are new files in conf/ now
+    assert status == 0, printed
+    assert len(numbers(project)) == 4
+    status, printed = project.call("params", "tuned=structalign", "loss.etf_weight=0.5")
+    assert status == 0, printed
+    loss = yaml.safe_load((project.folder / "params.yaml").read_text())["loss"]
+    assert (loss["crp_weight"], loss["crp_teacher"]) == (best["loss"]["crp_weight"], best["loss"]["crp_teacher"])
+    assert loss["etf_weight"] == 0.5  # what is written on the command line comes last
+
+
+def test_a_killed_trial_is_failed_and_its_values_are_tried_again(project: LightProject) -> None:
+    only = (*TUNE, "--labels", "finetune")
+    (project.folder / "hold").touch()
+    tuner = project.start(*only)
+    for process in family_of_a_training(project):
+        process.send_signal(signal.SIGKILL)
+    (project.folder / "hold").unlink()
+    printed, _ = tuner.communicate(timeout=500)
+    assert tuner.returncode == 1, printed
+    assert "finetune: fewer than 2 trials" in printed
+    status, printed = project.call(*only)
+    assert status == 0, printed
+    states = trials(project)["finetune"]
+    assert sorted(state.name for state in states) == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert len(numbers(project)) == 2
+
+
+def test_an_objective_that_is_not_measured_ends_the_search_in_one_line(project: LightProject) -> None:
+    status, printed = project.call(*TUNE, "--labels", "finetune", "--objective", "val_r7", "--trials", "9")
+    assert status == 1
+    assert "no objective val_r7: metrics/summary.json has r1, r5" in printed.splitlines()[-1]
+    assert len(numbers(project)) < 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no labels"),
+        ("labels: {}", "no labels"),
+        ("labels: {a: }", "a: nothing is searched"),
+        ("labels: {a: {serch: 1}}", "a: must have `overrides` or `search`"),
+        ("{serch: 1, labels: {a: }}", "serch: unknown"),
+        ("{search: {x: {low: 2, high: 1}}, labels: {a: }}", "a: x: must be a list, or low and high"),
+        ("{search: {x: 3}, labels: {a: }}", "a: x: must be a list, or low and high"),
+        ("{search: {x: {high: 1}}, labels: {a: }}", "a: x: must be a list, or low and high"),
+    ],
+)
+def test_a_search_space_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("conf/tune").mkdir(parents=True)
+    Path("conf/tune/bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"^conf/tune/bad.yaml: {message}"):
+        read_space("bad")
+    with pytest.raises(UserError, match=r"no such search space; there are bad$"):
+        read_space("other")
+
+
+def test_the_search_spaces_that_ship_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for path in Path("conf/tune").glob("*.yaml"):
+        assert read_space(path.stem).labels
+
+
+def test_an_objective_is_a_number() -> None:
+    assert objective_in({"val_r1": 3}, "val_r1") == 3.0
+    for summary in ({}, {"val_r1": "high"}, {"val_r1": float("nan")}):
+        with pytest.raises(UserError, match="no objective val_r1"):
+            objective_in(summary, "val_r1")
+
+
+def test_values_are_written_under_their_keys() -> None:
+    text = tuned_config({"loss.crp_weight": 1.5, "train.lr_first": 1e-05, "loss.crp_teacher": "initial"}, ["Why."])
+    assert text.startswith("# @package _global_\n# Why.\n")
+    assert yaml.safe_load(text) == {
+        "loss": {"crp_weight": 1.5, "crp_teacher": "initial"},
+        "train": {"lr_first": 1e-05},
+    }
