@@ -95,7 +95,7 @@ class Place:
         with self.log(name).open("ab") as log:
             command = [sys.executable, "-m", *arguments]
             status = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log).wait()
-        if status == -signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+        if status in (-signal.SIGTERM, -signal.SIGUSR2) and "SLURM_JOB_ID" in os.environ:
             time.sleep(GRACE_SECONDS)  # Slurm takes the machine away: our end would count as that of the job
         if status < 0:
             raise UserError(f"it was killed ({signal.Signals(-status).name})")

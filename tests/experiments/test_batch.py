@@ -14,6 +14,8 @@ from structalign.experiments.results import finished, read_summary
 from structalign.experiments.run import RUN_VARIABLE
 from tests.helpers.light_chain import LightProject, wait_until
 
+pytestmark = pytest.mark.slow
+
 COMPARE = ("compare", "--study", "light", "--seeds", "0,1", "--jobs", "2")
 
 

@@ -15,7 +15,7 @@ from tests.helpers.light_chain import LightProject, wait_until
 
 SLURM = (*COMPARE, "--executor", "slurm", "--partition", "debug", "--cpus", "1", "--time", "0:30:00")
 
-pytestmark = pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())]
 
 
 @pytest.fixture

@@ -47,6 +47,7 @@ def trials(project: LightProject) -> dict[str, list[TrialState]]:
     return {study.study_name.split("-")[1]: [trial.state for trial in study.trials] for study in studies}
 
 
+@pytest.mark.slow
 def test_every_label_gets_its_trials_and_the_best_values_compose(project: LightProject) -> None:
     status, printed = project.call(*TUNE)
     assert status == 0, printed
@@ -68,6 +69,7 @@ def test_every_label_gets_its_trials_and_the_best_values_compose(project: LightP
     assert loss["etf_weight"] == 0.5  # what is written on the command line comes last
 
 
+@pytest.mark.slow
 def test_a_killed_trial_is_failed_and_its_values_are_tried_again(project: LightProject) -> None:
     only = (*TUNE, "--labels", "finetune")
     (project.folder / "hold").touch()
@@ -85,6 +87,7 @@ def test_a_killed_trial_is_failed_and_its_values_are_tried_again(project: LightP
     assert len(numbers(project)) == 2
 
 
+@pytest.mark.slow
 def test_an_objective_that_is_not_measured_ends_the_search_in_one_line(project: LightProject) -> None:
     status, printed = project.call(*TUNE, "--labels", "finetune", "--objective", "val_r7", "--trials", "9")
     assert status == 1
