@@ -84,11 +84,16 @@ def experiments_table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
         if commit and row["rev"] != "workspace":
             base = row
         name = row["rev"] if commit else f"  {row['Experiment'] or row['rev']}"
-        numbers = [f"{float(row[metric.key]):.2f}" if row.get(metric.key) else "" for metric in SHOWN]
+        numbers = [_number(row.get(metric.key, "")) for metric in SHOWN]
         seconds = known_cost(row.get("training", "")).get(TIME.key)
         numbers.append("" if seconds is None else f"{seconds:.0f}")
         table.add_row(Text(name, style="bold" if commit else ""), *numbers, Text(_remarks(row, base, keys)))
     return table
+
+
+def _number(text: str) -> str:
+    """Shorten a number; empty if there is none: DVC writes `!` if the file of a metric is missing."""
+    return f"{float(text):.2f}" if text not in ("", "!", "-") else ""
 
 
 def of_study(rows: Sequence[Row], study: str) -> list[Row]:

@@ -68,3 +68,9 @@ def test_a_study_s_experiments_stand_by_name_below_their_commits() -> None:
     rows = of_study([BASE, *map(experiment, names), older, experiment("full-a-seed0")], "Full")
     shown = [row["Experiment"] or row["rev"] for row in rows]
     assert shown == ["main", "full-b-seed0", "full-b-seed1", "older", "full-a-seed0"]
+
+
+def test_a_commit_without_results_is_a_row_without_numbers() -> None:
+    shown = printed({**BASE, "r1": "!"}, experiment("a", r1="12.345"))
+    assert any(line.split() == ["main"] for line in shown)
+    assert any("12.35" in line or "12.34" in line for line in shown)
