@@ -40,7 +40,7 @@ from structalign.training.learner import compile_encoders
 from structalign.training.trainer import autocast
 from structalign.util.distributed import pick_device
 from structalign.util.machine import keep_freed_memory, peak_memory_mb
-from structalign.util.seeding import generator, use_arithmetic
+from structalign.util.seeding import configure_numerics, generator
 
 OFF = {"crp_weight": 0.0, "etf_weight": 0.0, "pseudo_weight": 0.0}
 VARIANTS = {
@@ -281,7 +281,7 @@ def main() -> None:
     if args.adapter_layers:
         model = {**config.model.model_dump(), "adapter_layers": args.adapter_layers}
         config = Config.parse({**config.model_dump(), "model": model})
-    use_arithmetic(args.threads or config.threads)
+    configure_numerics(args.threads or config.threads)
     if not args.free:
         keep_freed_memory()
     device = pick_device(args.device)

@@ -13,7 +13,7 @@ from structalign.retrieval.gallery import save_index
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.files import atomic_write_json, fresh_dir
 from structalign.util.log import log
-from structalign.util.seeding import use_arithmetic
+from structalign.util.seeding import configure_numerics
 
 NOTHING_MEASURED: dict[str, list[object]] = {"tasks": [], "rows": []}
 """What the record holds before the first task (`structalign.evaluation.record`)."""
@@ -21,7 +21,7 @@ NOTHING_MEASURED: dict[str, list[object]] = {"tasks": [], "rows": []}
 
 def main(config: Config) -> None:
     """Get CLIP's weights, by name, from a file, or the tiny one of the program; write models/clip and task 0."""
-    use_arithmetic(config.threads)
+    configure_numerics(config.threads)
     clip, info = _backbone(config)
     with fresh_dir(paths.CLIP) as folder:
         save_clip(clip, info, folder)

@@ -23,12 +23,12 @@ from structalign.training.learner import Learner
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.files import fresh_dir
 from structalign.util.log import log
-from structalign.util.seeding import use_arithmetic
+from structalign.util.seeding import configure_numerics
 
 
 def main(config: Config, task: int) -> None:
     """Evaluate after one task: data/gallery/after-NN, and metrics/task-NN with recall over all seen tasks."""
-    use_arithmetic(config.threads)
+    configure_numerics(config.threads)
     split = read_task(paths.split(task))
     learner = Learner(config, split.num_categories, Checkpoint.load(paths.checkpoint(task)))
     store = FrameStore(paths.FRAMES)

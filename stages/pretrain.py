@@ -17,7 +17,7 @@ from structalign.training.pretrain import STEPS, Pretraining
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.files import atomic_write_text
 from structalign.util.log import progress
-from structalign.util.seeding import use_arithmetic
+from structalign.util.seeding import configure_numerics
 
 EVERY = 50
 """Steps between two points of the curve."""
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     args = parse(parser)
     with errors_in_one_line(args.debug):
-        use_arithmetic(1)  # sums, and so the weights, depend on the number of threads
+        configure_numerics(1)  # sums, and so the weights, depend on the number of threads
         training = Pretraining(STEPS)
         points = list(progress(training.run(EVERY), STEPS // EVERY, "tiny CLIP", f"{EVERY} steps"))
         store(training.clip.state_dict(), training.read, WEIGHTS)

@@ -29,7 +29,7 @@ from structalign.util.cost import keep_cost, training_id
 from structalign.util.files import atomic_write_json, fresh_dir
 from structalign.util.log import log
 from structalign.util.machine import peak_memory_mb
-from structalign.util.seeding import use_arithmetic, use_deterministic
+from structalign.util.seeding import configure_numerics, use_deterministic
 
 
 def main(config: Config, task: int) -> None:
@@ -64,7 +64,7 @@ def _train(config: Config, task: int) -> None:
 
 def _take_up(config: Config, task: int) -> tuple[TaskSplit, Checkpoint, Learner]:
     """The task's split, what the previous task left, and a learner that is ready to go on from there."""
-    use_arithmetic(config.threads)
+    configure_numerics(config.threads)
     use_deterministic(config.train.deterministic)
     split = read_task(paths.split(task))
     if method_class(config.method.name).needs_all_tasks:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 
 from structalign.config.discovery import module_names, one_of
 from structalign.config.section import Auto, Count, DataSection, Fraction, Positive, Rate, Section, Weight
 from structalign.util.errors import UserError
+from structalign.util.log import log
 from structalign.util.machine import available_cores
 
 
@@ -63,26 +64,36 @@ class BackboneConfig(Section):
 class ModelConfig(Section):
     """Adapters (METHOD.md, section 2)."""
 
-    vision_adapter: Literal["frame_fusion", "lora", "moe", "none"]
+    vision_adapter: Literal["frame_fusion", "lora", "mlp_moe", "none"]
     """What trains in the vision tower: attention between neighbouring frames, LoRA, expert MLPs, or nothing."""
     adapter_layers: Count | Literal["all"]
     """How many of the last vision blocks carry an adapter; all: every one."""
     vision_rank: Positive
-    """Rank of the vision LoRA, and of the vision experts of `moe`."""
-    text_adapter: Literal["experts", "lora", "moe", "none"]
+    """Rank of the vision LoRA, and of the vision experts of `mlp_moe`."""
+    text_adapter: Literal["lora_moe", "lora", "mlp_moe", "none"]
     """What trains in the text tower: a mixture of LoRA experts, LoRA, expert MLPs, or nothing."""
     experts: Positive
-    """LoRA experts per projection, E; of `moe`, experts per block."""
+    """LoRA experts per projection, E; of `mlp_moe`, experts per block."""
     top_k: Positive
-    """Experts that answer for one text; of `moe`, for one text or frame."""
+    """Experts that answer for one text; of `mlp_moe`, for one text or frame."""
     rank: Positive
-    """Rank r of the text LoRA, and of the text experts of `moe`."""
+    """Rank r of the text LoRA, and of the text experts of `mlp_moe`."""
     lora_alpha: Rate
-    """LoRA updates, and what the experts of `moe` add, are scaled by lora_alpha / rank."""
+    """LoRA updates, and what the experts of `mlp_moe` add, are scaled by lora_alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    """Dropout on the input of LoRA's A, and on the hidden states of `moe`'s experts."""
+    """Dropout on the input of LoRA's A, and on the hidden states of `mlp_moe`'s experts."""
     checkpoint_vision: bool = False
     """Compute vision blocks again in the backward pass instead of keeping what they need: less memory, more time."""
+
+    @field_validator("vision_adapter", "text_adapter", mode="before")
+    @classmethod
+    def _renamed(cls, value: object, info: ValidationInfo) -> object:
+        """Accept the former names of the two mixtures of experts."""
+        now = {"experts": "lora_moe", "moe": "mlp_moe"}.get(value) if isinstance(value, str) else None
+        if now is None:
+            return value
+        log.info(f"model.{info.field_name} = {value!r} is now called {now!r}")
+        return now
 
     @model_validator(mode="after")
     def _top_k_within_experts(self) -> ModelConfig:

@@ -36,7 +36,7 @@ class ZSCL(DistillationMethod):
         self.count += 1
         torch._foreach_lerp_(self.average, [weight.detach() for weight in self._trained()], 1 / self.count)
 
-    def kept(self) -> list[Tensor]:
+    def averaged_weights(self) -> list[Tensor]:
         """The average, in place of the last weights."""
         return self.average
 

@@ -111,7 +111,7 @@ class FrameFusionAttention(nn.Module):
         super().__init__()
         self.base = base
         self.cross = copy.deepcopy(base)
-        self.share = nn.Parameter(torch.zeros(1))
+        self.gate = nn.Parameter(torch.zeros(1))
         self.backward_looking = block % 2 == 0
         self.context = context
 
@@ -128,8 +128,8 @@ class FrameFusionAttention(nn.Module):
         queries, keys, values = project(self.cross, query, key)
         cross = attend(self.cross, self._neighbour(queries), keys, values)
         # Mixed precision ends here: half precision rounds a small share of a small difference away.
-        dtype = torch.promote_types(own.dtype, self.share.dtype)
-        return torch.lerp(own.to(dtype), cross.to(dtype), self.share.to(dtype)), None
+        dtype = torch.promote_types(own.dtype, self.gate.dtype)
+        return torch.lerp(own.to(dtype), cross.to(dtype), self.gate.to(dtype)), None
 
     def _neighbour(self, tokens: Tensor) -> Tensor:
         """Put what the neighbouring frame's tokens gave in the place of each frame's: (B*N, Q, W)."""

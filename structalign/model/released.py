@@ -173,7 +173,7 @@ def _convert(
         vision_adapter="frame_fusion" if fused else "none",
         adapter_layers=len(fused),
         vision_rank=1,
-        text_adapter="experts",
+        text_adapter="lora_moe",
         experts=weights[f"{_attention(0)}.q_lora.lora_route.weight"].shape[0],
         top_k=top_k,
         rank=weights[f"{_attention(0)}.q_lora.lora_A.weight"].shape[0],
@@ -291,6 +291,6 @@ def _vision_adapters(weights: dict[str, Tensor], blocks: list[int]) -> dict[str,
     for block in blocks:
         source = _attention(block, "vision_model")
         target = f"clip.visual.transformer.resblocks.{block}.attn"
-        adapters[f"{target}.share"] = weights[f"{source}.alpha"]
+        adapters[f"{target}.gate"] = weights[f"{source}.alpha"]
         adapters |= _packed(weights, f"{source}.frame_cross_attention", f"{target}.cross")
     return adapters

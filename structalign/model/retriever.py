@@ -147,7 +147,7 @@ class Retriever(nn.Module):
             base = blocks[number].attn
             if kind == "frame_fusion":
                 blocks[number].attn = FrameFusionAttention(base, number, self.context)
-            elif kind == "moe":
+            elif kind == "mlp_moe":
                 self._attach_routed(blocks[number], model.vision_rank, num_tasks, at_end=False)
             else:
                 blocks[number].attn = LowRankAttention(base, "qkv", make)
@@ -174,13 +174,13 @@ class Retriever(nn.Module):
         if kind == "none":
             return
         blocks = self._blocks(text_tower(self.clip), "text_adapter")
-        if kind == "moe":
+        if kind == "mlp_moe":
             for block in blocks:
                 self._attach_routed(block, model.rank, num_tasks, at_end=True)
             return
         sizes: dict[str, Any] = {"rank": model.rank, "alpha": model.lora_alpha, "dropout": model.dropout}
         make: Callable[[int, int], nn.Module]
-        if kind == "experts":
+        if kind == "lora_moe":
             make = partial(LowRankExperts, **sizes, experts=model.experts, top_k=model.top_k, context=self.context)
             width = blocks[0].attn.embed_dim
             self.prototypes.extend(nn.Parameter(torch.randn(width) * 0.02) for _ in range(num_tasks))
@@ -201,7 +201,7 @@ class Retriever(nn.Module):
         return (module for module in self.modules() if isinstance(module, LowRankExperts))
 
     def routed_experts(self) -> dict[str, RoutedExperts]:
-        """The experts beside the blocks' MLPs, by the block's name; none unless an adapter is `moe`."""
+        """The experts beside the blocks' MLPs, by the block's name; none unless an adapter is `mlp_moe`."""
         return {name: module for name, module in self.named_modules() if isinstance(module, RoutedExperts)}
 
     # Encoding
@@ -364,7 +364,7 @@ class Retriever(nn.Module):
         scalars: list[nn.Parameter] = []
         for name, weight in self.named_parameters():
             if weight.requires_grad:
-                scalar = _OF_A_TASK.search(name) or name.endswith("attn.share")
+                scalar = _OF_A_TASK.search(name) or name.endswith("attn.gate")
                 (scalars if scalar else attention).append(weight)
         return attention, scalars
 

@@ -142,7 +142,7 @@ class Trainer:
                     log.info(f"task {self.task}: stopped after epoch {epoch}, best was epoch {best.epoch}")
                     break
                 self._save(epoch, rows, best, seconds + time.perf_counter() - start)
-        _put(self.weights, best.kept or self.method.kept() or [])
+        copy_into(self.weights, best.kept or self.method.averaged_weights() or [])
         self._check_weights(rows.step)
         seconds += time.perf_counter() - start
         return Cost(seconds, rows.step, self.method.trained_parameters())
@@ -156,12 +156,12 @@ class Trainer:
 
     def _judge(self, epoch: int, best: _BestEpoch, validate: Callable[[], float]) -> bool:
         """Score the weights that would be kept now; return whether to stop."""
-        kept, last = self.method.kept(), []
+        kept, last = self.method.averaged_weights(), []
         if kept is not None:
             last = [weight.detach().clone() for weight in self.weights]
-            _put(self.weights, kept)
+            copy_into(self.weights, kept)
         stop = best.stop(epoch, distributed.broadcast_from_rank0(validate))
-        _put(self.weights, last)
+        copy_into(self.weights, last)
         return stop
 
     def _save(self, epoch: int, rows: LossCurve, best: _BestEpoch, seconds: float) -> None:
@@ -233,7 +233,7 @@ class Trainer:
 
 
 @torch.no_grad()
-def _put(weights: list[Tensor], values: list[Tensor]) -> None:
+def copy_into(weights: list[Tensor], values: list[Tensor]) -> None:
     """Copy values into weights, if there are any."""
     for weight, value in zip(weights, values, strict=bool(values)):
         weight.copy_(value)

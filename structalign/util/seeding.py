@@ -21,7 +21,7 @@ def generator(seed: int, *path: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *path))
 
 
-def use_arithmetic(threads: int | Literal["auto"]) -> None:
+def configure_numerics(threads: int | Literal["auto"]) -> None:
     """Compute with so many CPU threads, and on a GPU in full precision where nothing else is asked for.
 
     Sums are grouped by thread, so their last bits depend on the number. The patch embedding, the only convolution,

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from structalign.cli.params import compose
-from structalign.config.schema import Config
+from structalign.config.schema import Config, ModelConfig
 from structalign.util.errors import UserError
 from tests.helpers.errors import refused
 from tests.helpers.params import ROOT, params
@@ -158,3 +158,19 @@ def test_selection_on_validation_videos_needs_some(tmp_path: Path) -> None:
     assert composed(tmp_path, "train.select=best_on_val").split.validation > 0
     with pytest.raises(UserError, match=r"train\.select = 'best_on_val': needs split\.validation"):
         composed(tmp_path, "train.select=best_on_val", "split.validation=0")
+
+
+def test_former_names_of_adapters_are_accepted() -> None:
+    values = {
+        "vision_adapter": "moe",
+        "adapter_layers": 1,
+        "vision_rank": 1,
+        "text_adapter": "experts",
+        "experts": 2,
+        "top_k": 1,
+        "rank": 1,
+        "lora_alpha": 1.0,
+        "dropout": 0.0,
+    }
+    model = ModelConfig(**values)
+    assert (model.vision_adapter, model.text_adapter) == ("mlp_moe", "lora_moe")

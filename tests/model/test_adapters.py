@@ -28,13 +28,13 @@ SMALL = {
 INFO = ClipInfo("small", SMALL, [0.5] * 3, [0.5] * 3)
 TASKS = 3
 CHOICES = [
-    *((vision, text) for vision in ("frame_fusion", "lora", "none") for text in ("experts", "lora", "none")),
-    *(("moe", "moe"), ("moe", "experts"), ("none", "moe")),
+    *((vision, text) for vision in ("frame_fusion", "lora", "none") for text in ("lora_moe", "lora", "none")),
+    *(("mlp_moe", "mlp_moe"), ("mlp_moe", "lora_moe"), ("none", "mlp_moe")),
 ]
-PAIRS = [("frame_fusion", "experts"), ("lora", "lora"), ("moe", "moe")]
+PAIRS = [("frame_fusion", "lora_moe"), ("lora", "lora"), ("mlp_moe", "mlp_moe")]
 
 
-def options(vision: str = "frame_fusion", text: str = "experts", **changes: object) -> ModelConfig:
+def options(vision: str = "frame_fusion", text: str = "lora_moe", **changes: object) -> ModelConfig:
     values = {
         "vision_adapter": vision,
         "adapter_layers": 3,
@@ -54,7 +54,7 @@ def small_clip() -> CLIP:
     return CLIP(**SMALL).eval()
 
 
-def small_retriever(vision: str = "frame_fusion", text: str = "experts", **changes: object) -> Retriever:
+def small_retriever(vision: str = "frame_fusion", text: str = "lora_moe", **changes: object) -> Retriever:
     return Retriever(small_clip(), INFO, options(vision, text, **changes), num_tasks=TASKS, seed=0).eval()
 
 
@@ -139,7 +139,7 @@ def test_frames_ask_their_neighbour(block: int, neighbour: list[int]) -> None:
     torch.manual_seed(3)
     attention = FrameFusionAttention(nn.MultiheadAttention(8, 2, batch_first=True), block, Context(num_frames=3))
     with torch.no_grad():
-        attention.share.fill_(0.3)
+        attention.gate.fill_(0.3)
         attention.cross.in_proj_weight.normal_()
     tokens = torch.randn(2 * 3, 5, 8)  # two videos of three frames
     with torch.no_grad():
@@ -296,7 +296,7 @@ def test_bfloat16_trains_and_stays_close(vision: str, text: str) -> None:
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("vision", ["none", "lora", "frame_fusion", "moe"])
+@pytest.mark.parametrize("vision", ["none", "lora", "frame_fusion", "mlp_moe"])
 def test_the_residual_stream_of_every_method_is_in_full_precision(vision: str) -> None:
     retriever = small_retriever(vision, "none")
     kept = []
@@ -315,9 +315,9 @@ def test_a_small_share_of_the_neighbours_survives_half_precision() -> None:
     def effect(precise: bool) -> Tensor:
         results = []
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=not precise):
-            for share in (0.0, 1e-3):
+            for gate in (0.0, 1e-3):
                 for fusion in fusions:
-                    fusion.share.fill_(share)
+                    fusion.gate.fill_(gate)
                 results.append(attention_of(fusions[0], pixels))
         return results[1] - results[0]
 
@@ -376,7 +376,7 @@ def test_routed_experts_against_a_loop(at_end: bool, task: int) -> None:
 
 
 def test_each_task_reads_with_its_own_router_and_changes_no_other() -> None:
-    retriever = trained_retriever(vision="moe", text="moe")
+    retriever = trained_retriever(vision="mlp_moe", text="mlp_moe")
     pixels, tokens = batch()
 
     def features() -> list[tuple[Tensor, Tensor]]:
@@ -418,8 +418,8 @@ def test_use_is_counted_in_training_alone_and_decides_what_is_frozen() -> None:
 
 
 def test_adapters_in_all_blocks() -> None:
-    assert len(small_retriever("moe", "moe", adapter_layers="all").routed_experts()) == 4 + 2
-    assert len(small_retriever("moe", "none").routed_experts()) == 3
+    assert len(small_retriever("mlp_moe", "mlp_moe", adapter_layers="all").routed_experts()) == 4 + 2
+    assert len(small_retriever("mlp_moe", "none").routed_experts()) == 3
 
 
 # Gradients
@@ -449,7 +449,7 @@ def test_untouched_fusion_still_learns_its_share() -> None:
     retriever = small_retriever()
     retriever.prepare_task(1)
     gradients = backward(retriever, 1)
-    shares = [gradient for name, gradient in gradients.items() if name.endswith("share")]
+    shares = [gradient for name, gradient in gradients.items() if name.endswith("gate")]
     assert len(shares) == 3
     assert all(share.abs() > 0 for share in shares)
 

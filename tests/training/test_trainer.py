@@ -38,7 +38,7 @@ from structalign.training.trainer import Trainer, learning_rate_factor
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.errors import UserError
 from structalign.util.machine import available_cores
-from structalign.util.seeding import use_arithmetic, use_deterministic
+from structalign.util.seeding import configure_numerics, use_deterministic
 from tests.helpers.params import ROOT, params
 from tests.helpers.split_files import Runs
 
@@ -471,9 +471,9 @@ def test_the_number_of_threads_is_a_parameter_and_not_the_machines() -> None:
     before = torch.get_num_threads()
     try:
         for threads in (2, 1):
-            use_arithmetic(threads)
+            configure_numerics(threads)
             assert torch.get_num_threads() == threads
-        use_arithmetic("auto")
+        configure_numerics("auto")
         assert torch.get_num_threads() == available_cores()
     finally:
         torch.set_num_threads(before)

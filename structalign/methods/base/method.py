@@ -96,7 +96,7 @@ class Method:
     def finish_step(self) -> None:
         """Look at the weights that an optimizer step led to."""
 
-    def kept(self) -> list[Tensor] | None:
+    def averaged_weights(self) -> list[Tensor] | None:
         """Weights that an epoch is judged by and that training ends with, in the order of `parameter_groups`.
 
         None: the trained ones themselves.
