@@ -52,6 +52,7 @@ def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     assert torch.equal(back["token_embedding.weight"][read], weights["token_embedding.weight"][read])
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_repeats_itself() -> None:
     def run() -> list[dict[str, float]]:
         torch.set_num_threads(1)
