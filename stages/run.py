@@ -27,7 +27,7 @@ def run(stage: Callable[..., None], task: bool = False) -> None:
     Parameters
     ----------
     stage : callable
-        The stage's `main(config)`, or `main(config, task)` where it runs once per task.
+        The stage's `main(config)`, or `main(config, task)` if it runs once per task.
         Its docstring becomes the program's help.
     task : bool
         Whether the program takes `--task`.
@@ -80,7 +80,7 @@ def single_instance(name: str) -> Iterator[None]:
     Raises
     ------
     UserError
-        Where another process runs the same stage in this folder; the message gives its number.
+        If another process runs the same stage in this folder; the message gives its number.
     """
     folder = Path(".cache/locks")
     folder.mkdir(parents=True, exist_ok=True)

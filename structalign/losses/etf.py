@@ -112,7 +112,7 @@ def pool_to_prototype(
 
 
 def projection_weight(projection: Projection, features: Tensor) -> Tensor:
-    """Give the matrix (out, in) of a linear map without bias that acts on the last dimension of `features`."""
+    """Return the matrix (out, in) of a linear map without bias that acts on the last dimension of `features`."""
     if isinstance(projection, Tensor):
         return projection
     if isinstance(projection, nn.Linear):

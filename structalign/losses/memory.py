@@ -80,7 +80,7 @@ class PrototypeMemory:
         return len(self.classes)
 
     def add(self, text: Tensor, text_category: Tensor, video: Tensor, video_category: Tensor) -> PrototypeMemory:
-        """Give the memory with the classes of one more task.
+        """Return a memory that also holds one more task's classes.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class PrototypeMemory:
         return self.merge(new)
 
     def merge(self, new: PrototypeMemory) -> PrototypeMemory:
-        """Give the memory with the classes of both.
+        """Return a memory with the classes of both.
 
         Raises
         ------
@@ -153,12 +153,12 @@ class PrototypeMemory:
         return means + radii[:, None] * torch.randn(means.shape, generator=generator, dtype=means.dtype)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Give the fields by name, for a checkpoint."""
+        """Return the fields by name, for a checkpoint."""
         return {name: getattr(self, name) for name in _FIELDS}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> PrototypeMemory:
-        """Take back what `to_tensors` gave; without its fields, an empty memory.
+        """Restore from `to_tensors()`; without its fields, an empty memory.
 
         Raises
         ------

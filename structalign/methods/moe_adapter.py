@@ -59,7 +59,7 @@ class MoEAdapter(AdapterMethod):
         return {f"frozen.{name}": experts.frozen for name, experts in self.retriever.routed_experts().items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back which experts are frozen; before the first task ends, none is."""
+        """Restore which experts are frozen; before the first task ends, none is."""
         for name, experts in self.retriever.routed_experts().items():
             if f"frozen.{name}" in state:
                 experts.frozen.copy_(state[f"frozen.{name}"])

@@ -149,7 +149,7 @@ class StructAlign(AdapterMethod):
         return term + losses.etf_pseudo(text, video, old, prototypes, *maps)
 
     def trained_parameters(self) -> int:
-        """Those of the retriever, and the projections where they train."""
+        """Those of the retriever, and the projections if they train."""
         projections = 0
         if self.prototypes is not None and self.config.etf.train_projections:
             projections = self.text_proj.weight.numel() + self.video_proj.weight.numel()
@@ -163,14 +163,14 @@ class StructAlign(AdapterMethod):
             )
 
     def state(self) -> dict[str, Tensor]:
-        """Class statistics, and the projections where there are any."""
+        """Class statistics, and the projections if there are any."""
         state = dict(self.memory.to_tensors())
         if self.prototypes is not None:
             state |= {"text_proj": self.text_proj.weight, "video_proj": self.video_proj.weight}
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back class statistics and projections."""
+        """Restore class statistics and projections."""
         self.memory = PrototypeMemory.from_tensors(state)
         if self.prototypes is not None and "text_proj" in state:
             with torch.no_grad():

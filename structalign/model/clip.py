@@ -60,7 +60,7 @@ def open_clip_backbone(name: str, pretrained: str | None, weights: str | None) -
     Raises
     ------
     UserError
-        Where open_clip does not know the name or the tag, the model is none that words can be read from, the tag's
+        If open_clip does not know the name or the tag, the model is none that words can be read from, the tag's
         weights belong to another activation function, the file is missing, does not fit or holds numbers that are
         not finite, or the fetch fails.
     """
@@ -97,7 +97,7 @@ def build_clip(model: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
     Raises
     ------
     UserError
-        Where the configuration is not one of open_clip's, or a weight is missing, unknown, or of another shape
+        If the configuration is not one of open_clip's, or a weight is missing, unknown, or of another shape
         than the configuration says.
     """
     from open_clip.model import CLIP, CustomTextCLIP
@@ -119,7 +119,7 @@ def build_clip(model: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
 
 
 def mismatch(expected: dict[str, Tensor], given: dict[str, Tensor]) -> str:
-    """Say how two sets of tensors differ in names or shapes; empty where they fit."""
+    """Say how two sets of tensors differ in names or shapes; empty if they fit."""
     missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
     shapes = [
         f"{name} is {tuple(given[name].shape)}, expected {tuple(expected[name].shape)}"

@@ -106,7 +106,7 @@ class RoutedExperts(nn.Module):
     def freeze_most_used(self) -> None:
         """Freeze the `top_k` free experts that training used most, and start the count anew.
 
-        Nothing is frozen where fewer than `top_k` experts would stay free for the tasks to come.
+        Nothing is frozen if fewer than `top_k` experts would stay free for the tasks to come.
         """
         used = self.usage.masked_fill(self.frozen, -1)
         if int((~self.frozen).sum()) >= 2 * self.top_k:

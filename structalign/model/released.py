@@ -60,7 +60,7 @@ class Released:
     num_tasks : int
         Task prototypes in the checkpoint.
     projections : dict of Tensor
-        `text_proj` and `video_proj`, (D, D), where the checkpoint has them.
+        `text_proj` and `video_proj`, (D, D), if the checkpoint has them.
     """
 
     clip: dict[str, Tensor]
@@ -91,7 +91,7 @@ def read_released(path: Path, **settings: Any) -> Released:
     Raises
     ------
     UserError
-        Where the file is missing or no such checkpoint, or a weight is missing.
+        If the file is missing or no such checkpoint, or a weight is missing.
     """
     try:
         state = _read_state(path)
@@ -144,7 +144,7 @@ def convert(
     Raises
     ------
     UserError
-        Where a weight is missing, or a setting does not go with the weights.
+        If a weight is missing, or a setting does not go with the weights.
     """
     try:
         return _convert(weights, text_heads, vision_heads, adapter_layers, top_k, lora_alpha, dropout)

@@ -71,7 +71,7 @@ class Retriever(nn.Module):
     Raises
     ------
     UserError
-        Where the model has no room for the adapters that are asked for.
+        If the model has fewer blocks than adapters, or blocks of another kind.
     """
 
     clip: Any
@@ -256,7 +256,7 @@ class Retriever(nn.Module):
         pixels : Tensor, shape (B, N, 3, H, W)
             uint8, or floats that `normalise` has been applied to.
         task : int, optional
-            Whose routers see the videos, from 1, where vision has any; the present task's by default.
+            Whose routers see the videos, from 1, if vision has any; the present task's by default.
 
         Returns
         -------
@@ -376,7 +376,7 @@ class Retriever(nn.Module):
         return count
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: the adapters, or all of CLIP where it trains."""
+        """What a checkpoint holds: the adapters, or all of CLIP if it trains."""
         weights = dict(self.named_parameters())
         if self.trainable == "all":
             return {name: weight for name, weight in weights.items() if name.startswith("clip.")}
@@ -384,12 +384,12 @@ class Retriever(nn.Module):
 
     @torch.no_grad()
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what `trained_state` gave.
+        """Restore from `trained_state()`.
 
         Raises
         ------
         UserError
-            Where names or shapes differ: the checkpoint comes from another model.
+            If names or shapes differ: the checkpoint comes from another model.
         """
         own = self.trained_state()
         problem = mismatch(own, state)

@@ -1,4 +1,4 @@
-"""A model and the method that trains it, taken up where one task ended and handed on to the next."""
+"""A model and the method that trains it, restored from one task's checkpoint and saved for the next."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Learner:
     Raises
     ------
     UserError
-        Where the checkpoint was written by another method or for a model of another size.
+        If the checkpoint was written by another method or for a model of another size.
     """
 
     def __init__(self, config: Config, num_categories: int, checkpoint: Checkpoint) -> None:

@@ -195,7 +195,7 @@ class TrainingSet:
     def batches(self, train: TrainConfig, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
         """Yield one epoch of augmented batches; order and augmentation follow from the generator alone.
 
-        Where several devices train, all of them draw the same for the whole batch, and augment their own share.
+        If several devices train, all of them draw the same for the whole batch, and augment their own share.
         """
         order = self._order(train.balanced, generator)
         self._move_to(device)

@@ -123,7 +123,7 @@ class ResumeFile:
             raise
 
     def load(self) -> dict[str, Any] | None:
-        """Give back what was saved, or None; a damaged file is put aside with a warning."""
+        """Return what was saved, or None; a damaged file is moved aside with a warning."""
         _forget_old(self.path.parent)
         try:
             return torch.load(self.path, weights_only=True, map_location="cpu")

@@ -182,7 +182,7 @@ class Trainer:
 
     @torch.no_grad()
     def _restore(self, rows: LossCurve, best: _BestEpoch) -> tuple[int, float]:
-        """Take up an interrupted training; return the epoch to start with and the seconds spent before."""
+        """Restore an interrupted training; return the epoch to start with and the seconds spent before."""
         state = None if self.resume is None else self.resume.load()
         if state is None:
             return 1, 0.0

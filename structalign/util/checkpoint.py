@@ -54,7 +54,7 @@ class Checkpoint:
         Raises
         ------
         UserError
-            Where a file is missing, truncated or not what its name says.
+            If a file is missing, truncated or not what its name says.
         """
         state = folder / "state.json"
         try:
@@ -75,7 +75,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     Raises
     ------
     OSError
-        Where the disk is full, for one.
+        If the disk is full, for example.
     """
     # Cloned, because safetensors refuses names that share memory.
     copies = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}

@@ -22,7 +22,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 @contextmanager
 def errors_in_one_line(debug: bool) -> Iterator[None]:
-    """End the program with one line where the user can mend what went wrong; `debug` lets the traceback through."""
+    """End the program with one line if the user can fix what went wrong; `debug` lets the traceback through."""
     try:
         yield
     except (UserError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:

@@ -22,12 +22,12 @@ class CollectiveError(RuntimeError):
 
 
 def pick_device(name: str) -> torch.device:
-    """Resolve `machine.device`: auto takes a GPU where there is one.
+    """Resolve `machine.device`: auto takes a GPU if there is one.
 
     Raises
     ------
     UserError
-        Where the name is none, or that of a GPU that this machine lacks.
+        If there is no such device, or none with that number on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,7 +59,7 @@ def num_ranks(devices: int | Literal["auto"], device: str, batch_size: int) -> i
     Raises
     ------
     UserError
-        Where a number is asked for that the machine, `machine.device` or the batch size has no room for.
+        If the machine, `machine.device` or the batch size does not allow that number.
     """
     kind = pick_device(device)
     gpus = torch.cuda.device_count() if kind.type == "cuda" else 0

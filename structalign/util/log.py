@@ -60,7 +60,7 @@ class _Lines(tqdm):
         super().__init__(file=io.StringIO(), bar_format=bar, delay=_SECONDS, mininterval=_SECONDS, **keys)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Write a line where tqdm would draw; an empty message would wipe the bar away, and there is none."""
+        """Write a line when tqdm would draw; an empty message clears a bar, and there is none."""
         if msg is None:
             # not through `log`: a thread of tqdm's may be here, holding a lock that `log` waits for
             print(f"{datetime.now():%H:%M:%S}         {self}", file=sys.stderr, flush=True)

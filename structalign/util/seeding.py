@@ -22,7 +22,7 @@ def generator(seed: int, *path: int) -> torch.Generator:
 
 
 def configure_numerics(threads: int | Literal["auto"]) -> None:
-    """Compute with so many CPU threads, and on a GPU in full precision where nothing else is asked for.
+    """Compute with so many CPU threads, and on a GPU in full precision unless something else is asked for.
 
     Sums are grouped by thread, so their last bits depend on the number. The patch embedding, the only convolution,
     would otherwise be rounded to TF32, which changes features by up to 1e-4.

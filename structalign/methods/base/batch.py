@@ -12,7 +12,7 @@ from structalign.util import distributed
 
 @dataclass
 class Batch:
-    """B pairs of a video and a caption; only pixels are cut into shares where several devices train.
+    """B pairs of a video and a caption; only pixels are cut into shares if several devices train.
 
     Attributes
     ----------

@@ -133,14 +133,14 @@ class Method:
         return {}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Take back what `training_state` gave."""
+        """Restore from `training_state()`."""
 
     def state(self) -> dict[str, Tensor]:
         """What is carried from task to task, as named tensors."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Restore from `state()`."""
 
     def align(self, text: Tensor, video: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Map pooled features (M, D) to where they meet class prototypes (C, D); None without prototypes."""
