@@ -14,8 +14,8 @@ import pytest
 
 from tests.helpers.checkout import ROOT, copy_checkout
 
-NOT_IMPORTED = {"torchvision"}
-"""Needed by open_clip, and pinned because it has to fit torch."""
+NOT_IMPORTED = {"torchvision", "tabulate"}
+"""Used by other libraries alone: by open_clip (and it has to fit torch), and by pandas for Markdown."""
 
 
 @pytest.fixture(scope="module")
