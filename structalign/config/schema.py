@@ -143,6 +143,9 @@ class LossConfig(Section):
     """True: old classes are drawn alike. False: in proportion to their training samples."""
     distill_weight: Weight
     """Weight of the distillation term of lwf, vr_lwf and zscl."""
+    cross_task_source: Literal["gallery", "train"]
+    """Whose stored features stablefusion's cross-task term contrasts with: the galleries of earlier tasks, which are
+    features of their test videos and which no other method trains on, or their training videos."""
     cross_task_weight: Fraction
     """Share b of stablefusion's cross-task term: (1 - b) * SCL + b * CE."""
     same_video: Literal["negative", "masked", "positive"]

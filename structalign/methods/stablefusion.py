@@ -7,8 +7,10 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import normalize
 
+from structalign.config.schema import Config
 from structalign.losses.contrastive import cross_task
-from structalign.methods.base import AdapterMethod, Batch, Term, Terms
+from structalign.methods.base import AdapterMethod, Batch, Term, Terms, TrainingFeatures
+from structalign.model.retriever import Retriever
 from structalign.retrieval.gallery import TaskGallery
 
 
@@ -17,12 +19,36 @@ class StableFusion(AdapterMethod):
 
     needs_galleries: ClassVar[bool] = True
 
+    def __init__(self, config: Config, retriever: Retriever, num_categories: int) -> None:
+        super().__init__(config, retriever, num_categories)
+        self.trained_on = torch.empty(0, retriever.embed_dim)  # [S,D]: training videos of earlier tasks
+        self.stored: torch.Tensor | None = None
+
     def start_galleries(self, galleries: list[TaskGallery]) -> None:
-        """Keep the global features (S, D) of all earlier galleries as further negatives."""
-        self.stored = None
-        if galleries and self.config.loss.cross_task_weight > 0:
-            pooled = [normalize(gallery.frames.mean(dim=1), dim=-1) for gallery in galleries]
-            self.stored = torch.cat(pooled).to(self.retriever.device)
+        """Keep the global features (S, D) of earlier tasks' videos as further negatives."""
+        pooled = self.trained_on
+        if self.config.loss.cross_task_source == "gallery" and galleries:
+            pooled = torch.cat([normalize(gallery.frames.mean(dim=1), dim=-1) for gallery in galleries])
+        wanted = len(pooled) > 0 and self.config.loss.cross_task_weight > 0
+        self.stored = pooled.to(self.retriever.device) if wanted else None
+
+    def needs_features(self, task: int, num_tasks: int) -> bool:
+        """Features of training videos serve the cross-task term of later tasks, if they are its source."""
+        loss = self.config.loss
+        return task < num_tasks and loss.cross_task_source == "train" and loss.cross_task_weight > 0
+
+    def finish_task(self, features: TrainingFeatures | None) -> None:
+        """Keep the finished task's training videos, as the model sees them now."""
+        if features is not None:
+            self.trained_on = torch.cat([self.trained_on, features.video.cpu()])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Features of training videos, if they are the source."""
+        return {"trained_on": self.trained_on} if len(self.trained_on) else {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take back features of training videos."""
+        self.trained_on = state.get("trained_on", self.trained_on)
 
     def loss(self, batch: Batch) -> Terms:
         """Compute scl, and cross if there are stored galleries, for a batch of B pairs."""

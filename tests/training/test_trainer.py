@@ -23,8 +23,9 @@ from structalign.config.schema import Config
 from structalign.data.tasks import Sample
 from structalign.evaluation.evaluate import rank, recall_within_task
 from structalign.losses.memory import PrototypeMemory
-from structalign.methods.base import AdapterMethod, Batch, Method, Term, Terms
+from structalign.methods.base import AdapterMethod, Batch, Method, Term, Terms, TrainingFeatures
 from structalign.methods.base.discover import build_method, method_class, method_names
+from structalign.methods.stablefusion import StableFusion
 from structalign.methods.structalign import StructAlign
 from structalign.model.clip import CLIP_LOG_SCALE, ClipInfo, save_clip, text_tower
 from structalign.model.retriever import Retriever
@@ -260,6 +261,24 @@ def test_stablefusion_without_its_cross_task_loss_is_plain_contrastive_training(
     assert any((trained["with"][key] - weight).abs().max() > 1e-3 for key, weight in trained["plain"].items())
     assert all(row["total"] == row["scl"] and "cross" not in row for row in curve_of(tmp_path / "without.csv"))
     assert all(float(row["cross"]) for row in curve_of(tmp_path / "with.csv"))
+
+
+def test_stablefusion_contrasts_with_what_it_is_told_to() -> None:
+    galleries = [TaskGallery(1, ["a"], [0], ["x"], [0], torch.ones(1, 2, 32))]
+    video = normalize(torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    features = TrainingFeatures(video, torch.zeros(3), video, torch.zeros(3))
+    for source, stored in (("gallery", normalize(torch.ones(1, 32), dim=-1)), ("train", video)):
+        config = config_for("stablefusion", loss={"cross_task_source": source})
+        before, _ = start(config, 1)
+        assert before.needs_features(1, 2) == (source == "train")
+        assert not before.needs_features(2, 2)
+        before.finish_task(features if before.needs_features(1, 2) else None)
+        after, _ = start(config, 2)
+        after.load_state(before.state())
+        after.start_galleries(galleries)
+        assert isinstance(after, StableFusion)
+        assert after.stored is not None
+        torch.testing.assert_close(after.stored, stored)
 
 
 def test_zero_shot_is_untouched_clip() -> None:
