@@ -17,6 +17,9 @@ from structalign.retrieval.encode import encode_texts
 from structalign.retrieval.gallery import TaskGallery
 from structalign.retrieval.index import global_features
 
+BLOCK = 2**24
+"""Number of scores at a time: 64 MB."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -101,6 +104,6 @@ def zero_shot_ranks(text: Tensor, video: Tensor, target: Tensor) -> Tensor:
     target : Tensor, shape (Q,)
         Each query's own video.
     """
-    step = max(1, 2**24 // max(1, len(video)))  # scores of at most 64 MB at a time
+    step = max(1, BLOCK // max(1, len(video)))
     parts = zip(text.split(step), target.split(step), strict=True)
     return torch.cat([ranks(some @ video.T, own) for some, own in parts])

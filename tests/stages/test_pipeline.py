@@ -96,6 +96,14 @@ def test_an_unchanged_chain_runs_nothing(project: Project) -> None:
     assert project.ran(project.run("dvc", "repro")) == set()
 
 
+def test_the_same_training_again_changes_no_output_and_reruns_nothing(project: Project) -> None:
+    """Seconds and memory are in nothing that DVC hashes."""
+    before = (project.folder / "dvc.lock").read_text()
+    assert project.ran(project.run("dvc", "repro", "--force", "--single-item", "train@02")) == {"train@02"}
+    assert (project.folder / "dvc.lock").read_text() == before
+    assert project.ran(project.run("dvc", "repro")) == set()
+
+
 def test_a_loss_weight_reruns_training_evaluation_and_report_alone(project: Project) -> None:
     project.run(sys.executable, "-m", "structalign", "params", "K=2", *TINY, "loss.etf_weight=0.5")
     would = project.run("dvc", "status", "--json")
@@ -104,7 +112,7 @@ def test_a_loss_weight_reruns_training_evaluation_and_report_alone(project: Proj
 
 
 @pytest.mark.parametrize(
-    ("file", "change"), [("figures.py", "\n# a change\n"), ("page.html.j2", "\n<!-- a change -->\n")]
+    ("file", "change"), [("figures/run.py", "\n# a change\n"), ("page.html.j2", "\n<!-- a change -->\n")]
 )
 def test_the_look_of_the_report_reruns_the_report_alone(project: Project, file: str, change: str) -> None:
     source = project.folder / "structalign/report" / file

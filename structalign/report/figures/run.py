@@ -151,7 +151,7 @@ def training_loss(table: pd.DataFrame) -> Figure:
     figure, axes_of = new_figure(len(terms), 1, width=9.6, height=1.2 + 1.7 * len(terms), sharex=True)
     for axes, term in zip(axes_of, terms, strict=True):
         for index, (_, steps) in enumerate(table[table.panel == term].groupby("task")):
-            labels = ("as it is", "as it counts") if index == 0 else (None, None)
+            labels = ("unweighted", "weighted") if index == 0 else (None, None)
             axes.plot(steps.global_step, steps.value, color=PALETTE[0], linewidth=0.7, alpha=0.4)
             axes.plot(steps.global_step, _running_mean(steps.value), color=PALETTE[0], label=labels[0])
             if term != "total":
@@ -166,7 +166,7 @@ def training_loss(table: pd.DataFrame) -> Figure:
     legend_beside(axes_of[-1], "loss (running mean)")
     _mark_tasks(axes_of, table.groupby("task").global_step.agg(["min", "max"]))
     axes_of[-1].set_xlabel("training step, counted over all tasks")
-    figure.suptitle("Training loss by task (total and its terms, each as it is and weighted)")
+    figure.suptitle("Training loss by task: the total, and its terms before and after weighting")
     return figure
 
 
