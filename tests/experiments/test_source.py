@@ -88,10 +88,15 @@ def test_code_decides_the_name_of_a_run_and_notes_do_not(project: Path, path: st
 def test_overrides_decide_the_name_of_a_run() -> None:
     source = Source(Path(), "abcdef0123", b"")
     labels = {"vr_lwf": ["method=vr_lwf"], "vr lwf": ["method=vr_lwf", "K=2"]}
-    commons = (["data=shapes"], ["data=shapes", "K=4"], ["data=actnet", "data.videos=/a"], ["data=actnet", "K=4"])
+    commons = (
+        ["data=creatures"],
+        ["data=creatures", "K=4"],
+        ["data=actnet", "data.videos=/a"],
+        ["data=actnet", "K=4"],
+    )
     names = [run.name for common in commons for run in runs_of("methods", labels, common, (0, 1), source)]
     assert len(set(names)) == len(names) == 16
-    assert names[4].startswith("methods-vr-lwf-shapes-4-seed0-abcdef0-")
+    assert names[4].startswith("methods-vr-lwf-creatures-4-seed0-abcdef0-")
     assert [run.name for run in runs_of("methods", labels, commons[1], (0, 1), source)] == names[4:8]
 
 
