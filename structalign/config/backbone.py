@@ -22,12 +22,6 @@ def backbone_config(name: str, pretrained: str | None, weights: str | None) -> d
         weights belong to another activation function, or the file of weights is missing or a TorchScript archive.
     """
     if name == "tiny":
-        for key, value in (("pretrained", pretrained), ("weights", weights)):
-            if value is not None:
-                raise UserError(
-                    f"backbone.architecture = 'tiny' has weights of its own, and backbone.{key} = {value!r} would be "
-                    f"ignored: set backbone.{key}=null, or backbone.architecture to the weights' own"
-                )
         return json.loads(next(LIBRARY.rglob("tiny_clip.json")).read_text(encoding="utf-8"))
     import open_clip  # takes seconds
 

@@ -60,6 +60,16 @@ class BackboneConfig(Section):
     weights: str | None
     """A local weights file, in place of `pretrained`."""
 
+    @model_validator(mode="after")
+    def _tiny_has_its_own_weights(self) -> BackboneConfig:
+        for key in ("pretrained", "weights"):
+            if self.architecture == "tiny" and (value := getattr(self, key)) is not None:
+                raise ValueError(
+                    f"architecture = 'tiny' has weights of its own, and backbone.{key} = {value!r} would be ignored: "
+                    f"set backbone.{key}=null, or backbone.architecture to the weights' own"
+                )
+        return self
+
 
 class ModelConfig(Section):
     """Adapters (METHOD.md, section 2)."""

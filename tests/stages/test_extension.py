@@ -105,7 +105,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = Project(folder)
     made.run("git", "init", "--quiet")
     tiny = [override for override in TINY if not override.startswith("data.")]
-    sizes = ["frames.num_frames=2", "frames.short_side=64", "threads=1", "backbone.architecture=tiny"]
+    sizes = [
+        "frames.num_frames=2",
+        "frames.short_side=64",
+        "threads=1",
+        "backbone.architecture=tiny",
+        "backbone.pretrained=null",
+    ]
     sizes += ["backbone.pretrained=null", "model.adapter_layers=1"]
     chosen = ["data=flat", "method.name=short", "K=2", *tiny, *sizes]
     made.run(sys.executable, "-m", "structalign", "params", *dict.fromkeys(chosen))
