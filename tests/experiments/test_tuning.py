@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from structalign.cli.tune import tuned_config
 from structalign.experiments.tuning import objective_in, read_space
+from structalign.methods.base.discover import method_class, method_names
 from structalign.util.errors import UserError
 from tests.experiments.test_batch import family_of_a_training, numbers
 from tests.helpers.light_chain import LightProject
@@ -29,6 +30,16 @@ SPACE = {
     },
 }
 TUNE = ("tune", "--study", "light", "--seeds", "100", "--trials", "2", "--jobs", "2")
+
+
+def test_every_method_that_trains_searches_the_rates_that_it_has() -> None:
+    space = read_space("methods")
+    trained = {name for name in method_names() if method_class(name).trains}
+    assert set(space.labels) == trained
+    for name, searched in space.spaces.items():
+        rates = {key for key in searched if key.startswith("train.lr_")}
+        own = {"train.lr_clip"} if method_class(name).trains_clip else {"train.lr_first", "train.lr_later"}
+        assert rates == own, name
 
 
 @pytest.fixture
