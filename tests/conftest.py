@@ -20,8 +20,10 @@ opened: list[Path] = []
 
 def _watch(event: str, arguments: tuple) -> None:
     if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str | bytes | os.PathLike):
-        path = Path(os.path.abspath(os.fsdecode(arguments[0])))
-        if is_state(path):
+        name = os.fsdecode(arguments[0])
+        # `os.open` has no mode, and may mean a name in another folder (`dir_fd`), as when pytest deletes old folders.
+        elsewhere = event == "open" and arguments[1] is None and not os.path.isabs(name)
+        if not elsewhere and is_state(path := Path(os.path.abspath(name))):
             opened.append(path)
 
 

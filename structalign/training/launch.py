@@ -5,8 +5,8 @@ fails, and reports the first failure. Rank 0 alone writes what the stage leaves.
 
 Several machines
 ----------------
-The stage reads the variables of `torchrun`. Run it on every machine with the same parameters, in a folder that all
-share or in copies of it:
+The stage reads the variables of `torchrun`. Run it on every machine with the same parameters, each in its own copy of
+the project's folder, because a stage runs once at a time in a folder:
 
     PET_NNODES=2 PET_NODE_RANK=0 PET_MASTER_ADDR=first PET_MASTER_PORT=29500 python -m stages.train --task 1
 
