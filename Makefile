@@ -20,7 +20,7 @@ repro: $(READY)
 	dvc repro
 
 test: $(READY)
-	pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 # Without the tests that train, start processes or encode many videos: less than a minute
 test-fast: $(READY)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -67,6 +68,11 @@ KEPT = ("structalign", "conf", ".dvc/config", ".dvcignore", ".gitignore")
 STUDY = {"full": [], "finetune": ["method=finetune"], "without CRP": ["loss.crp_weight=0"]}
 
 
+def _heed_interrupts() -> None:
+    """A shell starts programs in the background deaf to SIGINT, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class LightProject:
     """A repository of its own, in which commands run as a user would call them."""
 
@@ -109,7 +115,13 @@ class LightProject:
         command = [sys.executable, "-m", "structalign", *arguments]
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdout=pipe,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=_heed_interrupts,
         )
 
     def call(self, *arguments: str) -> tuple[int, str]:

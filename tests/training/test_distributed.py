@@ -218,7 +218,8 @@ def test_an_ended_stage_leaves_no_process_behind(tmp_path: Path, signal_: signal
         running.send_signal(signal_)
         _, said = running.communicate(timeout=100)
         assert running.returncode == status
-        assert said.count("\n") <= 1
+        # After SIGKILL, Python's own tracker of semaphores says that it tidied up.
+        assert len([line for line in said.splitlines() if "resource_tracker" not in line]) <= 1
     _, alive = psutil.wait_procs(family, timeout=60)
     for orphan in alive:
         orphan.kill()
