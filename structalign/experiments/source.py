@@ -36,14 +36,14 @@ def git(*arguments: str, folder: Path, stdin: bytes | None = None, index: Path |
     Raises
     ------
     UserError
-        If git fails, with what it said.
+        If git fails, with the last line of what it said.
     """
     environment = {**os.environ, **({"GIT_INDEX_FILE": str(index)} if index else {})}
     done = subprocess.run(
         ["git", *arguments], cwd=folder, env=environment, input=stdin, capture_output=True, check=False
     )
     if done.returncode:
-        said = " ".join(done.stderr.decode(errors="replace").split())
+        said = "".join(done.stderr.decode(errors="replace").splitlines()[-1:])  # a full disk fills a line a file
         raise UserError(f"git {' '.join(arguments[:2])} in {folder}: {said or f'exit status {done.returncode}'}")
     return done.stdout
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from structalign.experiments import source
 from structalign.experiments.source import Source
 from structalign.experiments.study import make_run, read_study, runs_of, shared_parameters
 from structalign.util.errors import UserError
@@ -104,6 +105,13 @@ def test_a_folder_without_commits_is_refused_in_one_line(tmp_path: Path) -> None
     git(tmp_path, "init", "--quiet")
     with pytest.raises(UserError, match=r"^git rev-parse --verify in .*: fatal: Needed a single revision$"):
         Source.of(tmp_path)
+
+
+def test_git_that_says_a_line_for_every_file_is_quoted_by_its_last(project: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        source.git("checkout", "HEAD", "--", "first.py", "second.py", folder=project)
+    assert "second.py" in str(caught.value)
+    assert "first.py" not in str(caught.value)
 
 
 def test_a_clone_that_cannot_be_made_is_one_line(project: Path, tmp_path: Path) -> None:
