@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(ABC):
     """Something to do at a place, once at a time; submitit calls it, and calls it again after a preemption.
 
     Attributes
@@ -150,13 +151,13 @@ class Job:
         end_processes(self.place.scratch / self.name)
         return DelayedSubmission(self)
 
+    @abstractmethod
     def is_done(self) -> bool:
         """Whether somebody else has done it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def work(self, folder: Path) -> None:
         """Do it in a fresh clone."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -57,21 +57,3 @@ def joint_text(model: Retriever, tokens: Tensor, task: int) -> tuple[Tensor, Ten
     words, _, global_ = model.encode_text(tokens[distributed.shard_indices(len(tokens))], task)
     words, global_ = (distributed.gather(part)[: len(tokens)] for part in (words, global_))
     return words, model.word_mask(tokens), global_
-
-
-@dataclass
-class TrainingFeatures:
-    """Pooled, L2-normalised features of all training samples of a task, each video and each caption once.
-
-    Attributes
-    ----------
-    text : Tensor, shape (T, D)
-    text_category : Tensor, shape (T,)
-    video : Tensor, shape (V, D)
-    video_category : Tensor, shape (V,)
-    """
-
-    text: Tensor
-    text_category: Tensor
-    video: Tensor
-    video_category: Tensor
