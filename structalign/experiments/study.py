@@ -52,20 +52,31 @@ def read_study(name: str) -> dict[str, list[str]]:
     UserError
         If there is no such file, or it is not a list of overrides for each of some labels.
     """
-    path = STUDIES / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise UserError(f"{path}: no such study; there are {known}")
-    try:
-        study = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    path, study = read_yaml(STUDIES, name, "study")
     if not isinstance(study, dict) or not study:
         raise UserError(f"{path}: no runs; a line such as `without CRP: [loss.crp_weight=0]` makes one")
     for label, overrides in study.items():
         if not isinstance(overrides, list) or not all(isinstance(item, str) for item in overrides):
             raise UserError(f"{path}: {label}: must be a list of overrides, such as [loss.crp_weight=0]")
     return {str(label): overrides for label, overrides in study.items()}
+
+
+def read_yaml(folder: Path, name: str, kind: str) -> tuple[Path, Any]:
+    """Read `<folder>/<name>.yaml`; return its path and what it holds.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or it is not YAML. `kind` says what it should be.
+    """
+    path = folder / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise UserError(f"{path}: no such {kind}; there are {known or 'none'}")
+    try:
+        return path, yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
 
 
 def runs_of(

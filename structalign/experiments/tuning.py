@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
@@ -29,7 +28,7 @@ from submitit.helpers import DelayedSubmission
 
 from structalign.experiments.results import finished, read_summary
 from structalign.experiments.run import STARTED, Experiment, Place, note
-from structalign.experiments.study import Run, make_run
+from structalign.experiments.study import Run, make_run, read_yaml
 from structalign.util.errors import UserError
 
 SPACES = Path("conf/tune")
@@ -67,14 +66,7 @@ def read_space(name: str) -> SearchSpace:
     UserError
         If there is no such file, or it cannot be understood.
     """
-    path = SPACES / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise UserError(f"{path}: no such search space; there are {known or 'none'}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    path, content = read_yaml(SPACES, name, "search space")
     if not isinstance(content, dict) or not isinstance(content.get("labels"), dict) or not content["labels"]:
         raise UserError(f"{path}: no labels; `labels:` names what is tuned, with its overrides and what is searched")
     if unknown := set(content) - {"overrides", "search", "labels"}:
