@@ -43,7 +43,7 @@ def main(config: Config, task: int) -> None:
     references = reference(
         *_untouched(learner, store, split), split, config.similarity, _next_r1(config, task, learner, store)
     )
-    validation = _validation_gallery(earlier, learner, store, split)
+    validation = validation_gallery(earlier, learner, store, split)
     val_r1 = recall_over_all(rank(learner.retriever, validation, config.similarity))["r1"] if validation else None
     row = record.add_evaluation(
         config, split, galleries, ranking, features, references, val_r1, _notes(split, store, learner)
@@ -79,7 +79,7 @@ def _next_r1(config: Config, task: int, learner: Learner, store: FrameStore) -> 
     return recall_within_own_gallery(learner.retriever, split, frames, config.similarity, task)
 
 
-def _validation_gallery(earlier: Path, learner: Learner, store: FrameStore, split: TaskSplit) -> list[TaskGallery]:
+def validation_gallery(earlier: Path, learner: Learner, store: FrameStore, split: TaskSplit) -> list[TaskGallery]:
     """Galleries of all seen tasks' validation videos, stored as the test videos' are; empty if there are none."""
     if not split.validation:
         return []

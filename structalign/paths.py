@@ -10,6 +10,7 @@ MISSING = FRAMES / "missing.json"
 SPLIT = Path("data/split")
 CLIP = Path("models/clip")
 SUMMARY = Path("metrics/summary.json")
+TRIAL = Path("metrics/trial.json")
 PLOTS = Path("plots")
 
 

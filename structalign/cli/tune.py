@@ -8,6 +8,10 @@ A trial runs a label with every tuning seed, each run as an experiment of DVC's 
 the mean of --objective: recall on validation videos, never on the test set. Use other seeds for results. Trials that
 were killed are made again. Called again, it goes on, also with more trials, or beside another call elsewhere.
 The best values become conf/tuned/LABEL.yaml, which `-S tuned=LABEL` adds to a run.
+
+With --quick a trial is one process that learns all tasks and measures R@1 on validation videos alone, and the worse
+half of the trials is stopped after the second task, and again after the fourth (successive halving): for runs of
+minutes, since a killed trial begins anew.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ def main() -> None:
     parser.add_argument(
         "-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="for every trial"
     )
+    parser.add_argument("--quick", action="store_true", help="one process a trial, hopeless ones are stopped")
     parser.add_argument("--journal", type=Path, default=None, help="default: .cache/tune/STUDY[-DATA].journal")
     executors.add_arguments(parser)
     args = parse(parser)
@@ -66,6 +71,8 @@ def tune(args: argparse.Namespace) -> None:
         If a label has fewer trials than asked for at the end; what is there is kept.
     """
     resources = executors.resources(args)
+    if args.quick and args.objective != "val_r1":
+        raise UserError(f"--objective {args.objective}: --quick measures val_r1 alone")
     if args.trials < 1:
         raise UserError(f"--trials {args.trials}: must be at least 1")
     searched = read_space(args.study)
@@ -76,7 +83,9 @@ def tune(args: argparse.Namespace) -> None:
     place = place_of(Path.cwd(), args.scratch, [str(TUNED)])  # what is written at the end changes no trial
     journal = (args.journal or Path(".cache/tune") / f"{output_name(args.study, common)}.journal").resolve()
     seeds = seeds_of(args.seeds)
-    tunings = [Tuning.of(searched, label, common, seeds, args.objective, place, journal) for label in labels]
+    tunings = [
+        Tuning.of(searched, label, common, seeds, args.objective, place, journal, args.quick) for label in labels
+    ]
     run_trials(tunings, args.trials, resources)
     missing = [tuning.label for tuning in tunings if not report(tuning, args.trials)]
     if missing:
@@ -110,32 +119,36 @@ def run_trials(tunings: list[Tuning], trials: int, resources: executors.Resource
 
 
 def count(tuning: Tuning) -> int:
-    """Count the trials that succeeded."""
-    return len(tuning.study().get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    """Count the trials that succeeded, those that were stopped among them."""
+    return len(tuning.study().get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
 def report(tuning: Tuning, trials: int) -> bool:
     """Write what a label's trials found; say whether there are enough of them."""
     study = tuning.study()
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if done:
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    done = count(tuning)
+    if complete:
         folder = Path("plots/tune")
         folder.mkdir(parents=True, exist_ok=True)
         table: pd.DataFrame = study.trials_dataframe(attrs=("number", "value", "params", "state", "duration"))
         atomic_write_text(folder / f"{tuning.name}.csv", table.to_csv(index=False, lineterminator="\n"))
         path = TUNED / f"{tuning.label}.yaml"
-        atomic_write_text(path, tuned_config(study.best_params, provenance(tuning, study.best_value, len(done))))
-        log.info(f"{tuning.label}: {tuning.objective} {study.best_value:.2f} is the best of {len(done)}: {path}")
-    return len(done) >= trials
+        atomic_write_text(
+            path, tuned_config(study.best_params, provenance(tuning, study.best_value, done, len(complete)))
+        )
+        log.info(f"{tuning.label}: {tuning.objective} {study.best_value:.2f} is the best of {done}: {path}")
+    return done >= trials
 
 
-def provenance(tuning: Tuning, value: float, trials: int) -> list[str]:
+def provenance(tuning: Tuning, value: float, trials: int, complete: int) -> list[str]:
     """Say where values come from."""
+    stopped = f" ({trials - complete} of them stopped early)" if complete < trials else ""
     source = tuning.place.source
     changed = f", with changes in {', '.join(source.changed_files())}" if source.patch else ""
     return [
-        f"The best of {trials} trials, {date.today()}: {tuning.objective} = {value:.4f}, mean over the seeds "
-        f"{', '.join(map(str, tuning.seeds))}.",
+        f"The best of {trials} trials{stopped}, {date.today()}: {tuning.objective} = {value:.4f}, mean over the "
+        f"seeds {', '.join(map(str, tuning.seeds))}.",
         f"Study {tuning.name}; commit {source.commit}{changed}.",
         f"Every trial: {' '.join(tuning.overrides)}",
     ]

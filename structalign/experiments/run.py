@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -82,8 +82,23 @@ class Place:
         with FileLock(locks / f"{name}.lock", poll_interval=1):
             yield
 
-    def call(self, name: str, folder: Path, *arguments: str) -> None:
+    def call(self, name: str, folder: Path, *arguments: str, enough: Callable[[], bool] | None = None) -> bool:
         """Run a Python module in a clone; its output goes to the run's log.
+
+        Parameters
+        ----------
+        name : str
+            The run's.
+        folder : Path
+        *arguments : str
+            The module and what it is called with.
+        enough : callable, optional
+            Asked every second; the module is ended as soon as it says so.
+
+        Returns
+        -------
+        bool
+            Whether it was ended because `enough` said so.
 
         Raises
         ------
@@ -95,13 +110,20 @@ class Place:
         environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", **marks}
         with self.log(name).open("ab") as log:
             command = [sys.executable, "-m", *arguments]
-            status = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log).wait()
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+            while enough and process.poll() is None:
+                if enough():
+                    end_processes(folder)
+                    return True
+                time.sleep(1)
+            status = process.wait()
         if status in (-signal.SIGTERM, -signal.SIGUSR2) and "SLURM_JOB_ID" in os.environ:
             time.sleep(GRACE_SECONDS)  # Slurm takes the machine away: our end would count as that of the job
         if status < 0:
             raise UserError(f"it was killed ({signal.Signals(-status).name})")
         if status:
             raise UserError(last_error(self.log(name)) or f"{arguments[0]} ended with exit status {status}")
+        return False
 
 
 @dataclass(frozen=True)

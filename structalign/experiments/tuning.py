@@ -1,7 +1,8 @@
 """Searching hyper-parameters with Optuna: what is searched, and one trial as a job for an executor.
 
 Any number of jobs, on any number of machines, work on one journal file. A trial whose job was killed is marked as
-failed, and the next job tries the same values again: what had been trained is not trained twice.
+failed, and the next job tries the same values again. What had been trained is not trained twice, unless trials are
+quick.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from optuna.trial import TrialState
 from submitit.helpers import DelayedSubmission
 
 from structalign.experiments.results import finished, read_summary
-from structalign.experiments.run import STARTED, Experiment, Place, note
-from structalign.experiments.study import Run, make_run, read_yaml
+from structalign.experiments.run import STARTED, Experiment, Job, Place, note
+from structalign.experiments.study import SHARED_STAGES, Run, make_run, read_yaml
+from structalign.paths import TRIAL
 from structalign.util.errors import UserError
 
 SPACES = Path("conf/tune")
@@ -124,6 +126,8 @@ class Tuning:
         A key of `metrics/summary.json`, to be made as large as possible.
     journal : Path
         Optuna's journal file.
+    quick : bool
+        Trials are `QuickRun`s, and those that fall behind the others are stopped.
     """
 
     place: Place
@@ -134,6 +138,7 @@ class Tuning:
     seeds: tuple[int, ...]
     objective: str
     journal: Path
+    quick: bool = False
 
     @classmethod
     def of(
@@ -145,14 +150,17 @@ class Tuning:
         objective: str,
         place: Place,
         journal: Path,
+        quick: bool = False,
     ) -> Tuning:
         """Set up the search for a label; further overrides of the caller's come before the label's own."""
         settings = (*overrides, *searched.overrides, *searched.labels[label])
         space = dict(searched.spaces[label])
-        decides = repr((settings, sorted(map(repr, space.items())), tuple(seeds), objective, place.source.commit))
+        decides = repr(
+            (settings, sorted(map(repr, space.items())), tuple(seeds), objective, quick, place.source.commit)
+        )
         digest = hashlib.sha256(decides.encode() + place.source.patch).hexdigest()
         name = f"{searched.name}-{label}-{digest[:8]}"
-        return cls(place, name, label, settings, space, tuple(seeds), objective, journal)
+        return cls(place, name, label, settings, space, tuple(seeds), objective, journal, quick)
 
     def study(self, draw: int = 0) -> optuna.Study:
         """Open Optuna's study of this search; `draw` decides what its sampler draws."""
@@ -160,8 +168,16 @@ class Tuning:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(self.journal)))
         sampler = optuna.samplers.TPESampler(seed=draw, constant_liar=True)
+        # The first task alone says little: who learns most of it may forget most of it. (Pruners that look at a
+        # trial's best value so far never stop anything here: recall falls as the gallery grows.)
+        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)
         return optuna.create_study(
-            storage=storage, sampler=sampler, study_name=self.name, direction="maximize", load_if_exists=True
+            storage=storage,
+            sampler=sampler,
+            pruner=pruner if self.quick else optuna.pruners.NopPruner(),
+            study_name=self.name,
+            direction="maximize",
+            load_if_exists=True,
         )
 
     def runs(self, values: Mapping[str, Any]) -> list[Run]:
@@ -219,7 +235,9 @@ class Trial:
             lock.acquire()
         with lock:
             try:
-                study.tell(trial, self._value(trial.params))
+                study.tell(trial, self._quick_value(trial) if tuning.quick else self._value(trial.params))
+            except optuna.TrialPruned:
+                study.tell(trial, state=TrialState.PRUNED)
             except UserError as error:
                 study.tell(trial, state=TrialState.FAIL)
                 note(log, f"ERROR: {error}")
@@ -238,6 +256,81 @@ class Trial:
             summary = read_summary(tuning.place.source.project, finished(tuning.place.source.project)[run.name])
             measured.append(objective_in(summary, tuning.objective))
         return statistics.mean(measured)
+
+    def _quick_value(self, trial: optuna.Trial) -> float:
+        """Run a trial with every seed; return the mean R@1 on validation videos after the last task.
+
+        Raises
+        ------
+        TrialPruned
+            As soon as the trial falls behind.
+        """
+        measured, steps = [], 0
+        for run in self.tuning.runs(trial.params):
+            curve = Progress(trial, steps)
+            QuickRun(self.tuning.place, run.name, run.overrides, curve).do()
+            steps += len(curve.values)
+            measured.append(curve.values[-1])
+        return statistics.mean(measured)
+
+
+class Progress:
+    """What a quick run has measured so far, task by task, as Optuna is told.
+
+    Parameters
+    ----------
+    trial : Trial
+        Optuna's.
+    steps : int
+        How much the runs before this one have told.
+    """
+
+    def __init__(self, trial: optuna.Trial, steps: int) -> None:
+        self.trial, self.steps = trial, steps
+        self.values: list[float] = []
+
+    def falls_behind(self, values: Sequence[float]) -> bool:
+        """Tell Optuna what is new in `values`; say whether it would go on."""
+        for value in values[len(self.values) :]:
+            self.values.append(value)
+            self.trial.report(value, self.steps + len(self.values))
+        return self.trial.should_prune()
+
+
+@dataclass(frozen=True)
+class QuickRun(Job):
+    """All tasks in one process, in a clone; what is measured goes to `progress`, and nothing else is kept.
+
+    Attributes
+    ----------
+    overrides : tuple of str
+    progress : Progress
+    """
+
+    overrides: tuple[str, ...]
+    progress: Progress
+
+    def is_done(self) -> bool:
+        """Never: it leaves nothing behind."""
+        return False
+
+    def work(self, folder: Path) -> None:
+        """Run until all tasks are learnt.
+
+        Raises
+        ------
+        TrialPruned
+            If it falls behind before.
+        """
+        self.place.call(self.name, folder, "structalign", "params", *self.overrides)
+        self.place.call(self.name, folder, "dvc", "repro", *SHARED_STAGES)
+        if self.place.call(self.name, folder, "stages.trial", enough=lambda: self._falls_behind(folder)):
+            raise optuna.TrialPruned
+        self._falls_behind(folder)  # tells of the last task
+
+    def _falls_behind(self, folder: Path) -> bool:
+        path = folder / TRIAL
+        return path.exists() and self.progress.falls_behind(json.loads(path.read_text(encoding="utf-8")))
 
 
 def objective_in(summary: Mapping[str, Any], key: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 
 import optuna
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from structalign.cli.tune import tuned_config
+from structalign.cli.tune import main, tuned_config
 from structalign.experiments.tuning import objective_in, read_space
 from structalign.methods.base.discover import method_class, method_names
 from structalign.util.errors import UserError
@@ -96,6 +97,30 @@ def test_a_killed_trial_is_failed_and_its_values_are_tried_again(project: LightP
     states = trials(project)["finetune"]
     assert sorted(state.name for state in states) == ["COMPLETE", "COMPLETE", "FAIL"]
     assert len(numbers(project)) == 2
+
+
+@pytest.mark.slow
+def test_quick_trials_keep_nothing_and_the_worse_ones_are_stopped(project: LightProject) -> None:
+    quick = ("tune", "--study", "light", "--labels", "finetune", "--seeds", "100", "--trials", "6", "--quick")
+    status, printed = project.call(*quick)
+    assert status == 0, printed
+    states = trials(project)["finetune"]
+    assert set(states) == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert len(states) == 6
+    assert not numbers(project)
+    written = (project.folder / "conf/tuned/finetune.yaml").read_text()
+    best = yaml.safe_load(written)["loss"]["etf_weight"]
+    assert f"The best of 6 trials ({states.count(TrialState.PRUNED)} of them stopped early)" in written
+    assert f"val_r1 = {100 * best / 4:.4f}" in written  # after the last of four tasks
+    assert project.calls("train") == 0
+
+
+def test_quick_trials_measure_one_thing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["tune", "--quick", "--objective", "r1"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--quick measures val_r1 alone" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -53,6 +53,19 @@ else:
         csv.writer(stream).writerows([["after", "r1", "bwf"], [1, number, 0.0], [2, number / 2, 1.0]])
 """
 
+TRIAL = """
+import json, time
+from pathlib import Path
+import yaml
+
+weight = yaml.safe_load(Path("params.yaml").read_text())["loss"]["etf_weight"]
+for task in range(1, 5):
+    Path("metrics").mkdir(exist_ok=True)
+    Path("metrics/draft").write_text(json.dumps([100 * weight / n for n in range(1, task + 1)]))
+    Path("metrics/draft").rename("metrics/trial.json")
+    time.sleep(1.5)
+"""
+
 CHAIN = {
     "split": {"params": ["K", "seed", "data", "split", "etf"], "outs": ["data/split"]},
     "train": {"deps": ["data/split"], "params": ["seed", "method", "loss"], "outs": ["models/task-01"]},
@@ -89,6 +102,7 @@ class LightProject:
         stages["train"] = {"foreach": ["01"], "do": stages["train"]}
         self.write("dvc.yaml", yaml.safe_dump({"stages": stages}, sort_keys=False))
         self.write("stages/light.py", STAGE)
+        self.write("stages/trial.py", TRIAL)
         self.write("conf/study/light.yaml", yaml.safe_dump(STUDY, sort_keys=False))
         self.write(".gitignore", (folder / ".gitignore").read_text() + "/calls\n/hold\n/training-*\n")
         status, printed = self.call("params")

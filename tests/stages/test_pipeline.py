@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,13 @@ def test_the_same_training_again_changes_no_output_and_reruns_nothing(project: P
     assert project.ran(project.run("dvc", "repro", "--force", "--single-item", "train@02")) == {"train@02"}
     assert (project.folder / "dvc.lock").read_text() == before
     assert project.ran(project.run("dvc", "repro")) == set()
+
+
+def test_a_quick_trial_measures_what_the_chain_does(project: Project, tmp_path: Path) -> None:
+    copy = Project(shutil.copytree(project.folder, tmp_path / "trial", symlinks=True))
+    copy.run(sys.executable, "-m", "stages.trial")
+    rows = project.json("metrics/task-02/recall.json")["rows"]
+    assert copy.json("metrics/trial.json") == [row["val_r1"] for row in rows]
 
 
 def test_a_loss_weight_reruns_training_evaluation_and_report_alone(project: Project) -> None:
