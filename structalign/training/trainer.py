@@ -104,7 +104,7 @@ class Trainer:
         groups = method.parameter_groups()
         self.weights = [weight for group in groups for weight in group["params"]]
         self.optimizer = torch.optim.AdamW(
-            groups, eps=self.settings.eps, weight_decay=self.settings.weight_decay, fused=self.device.type == "cuda"
+            groups, eps=self.settings.eps, weight_decay=self.settings.weight_decay, fused=True
         )
         keys = " and ".join(sorted({f"train.{group['key']}" for group in groups}))
         self.advice = f"Lower {keys}, or set train.precision=fp32"
