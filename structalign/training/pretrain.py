@@ -1,7 +1,7 @@
 """Pre-training of the tiny CLIP (`structalign.model.tiny_clip`) on still images of the built-in benchmark.
 
 It learns colours, outlines with everyday names and patterned backgrounds, and neither a creature nor a word of
-motion. Every step draws new images.
+motion nor any weather. Every step draws new images.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from structalign.data.datasets.creatures import ATTRIBUTES, PROMPTS, stills
+from structalign.data.datasets.creatures import new_words
 from structalign.losses.contrastive import scl
 from structalign.losses.similarity import word_frame_similarity
 from structalign.model.clip import CLIP_LOG_SCALE, end_positions, project_text, text_states, word_mask
 from structalign.model.tiny_clip import INFO
+from structalign.training.stills import ATTRIBUTES, PROMPTS, SENTENCES, draw_stills, unread_words
 from structalign.util.seeding import derive_seed, seed_everything
 
 STEPS = 2400
 SEED = 0
-BATCH = 128
+BATCH = 96
 CAPTIONS = 64
 RATE = 1e-3
 HELD_OUT_SEED = 99
@@ -45,7 +46,7 @@ class Pretraining:
     clip : Module
         An open_clip model.
     read : Tensor, shape (n,)
-        The tokens that its texts consist of, sorted.
+        The tokens that its texts consist of, sorted, but for words that say nothing.
     """
 
     def __init__(self, steps: int = STEPS) -> None:
@@ -57,18 +58,23 @@ class Pretraining:
         self.random = np.random.default_rng(derive_seed(SEED, 0, 4))
         self.clip = CLIP(**INFO.model)
         self.tokenizer = SimpleTokenizer(context_length=INFO.context_length)
-        self.prompts = self.tokenizer([text for texts in PROMPTS for text in texts])
-        held_out = stills(HELD_OUT, INFO.image_size, np.random.default_rng(HELD_OUT_SEED))
-        self.held_out, self.truth = _pixels(held_out[0]), held_out[1]
-        self.read = self.tokenizer(held_out[2]).unique()
-        self.read = torch.cat([self.read, self.prompts.unique()]).unique()
+        prompts = [text for texts in PROMPTS for text in texts]
+        self.prompts = self.tokenizer(prompts)
+        self.unread = unread_words(self.tokenizer, [*new_words(), *prompts, *SENTENCES])
+        images, self.truth, _ = draw_stills(
+            HELD_OUT, INFO.image_size, self.unread, np.random.default_rng(HELD_OUT_SEED)
+        )
+        self.held_out = _pixels(images)
+        blank = dict.fromkeys(("colour", "thing", "core", "filler", "place"), "")
+        sentences = self.tokenizer([sentence.format(**blank) for sentence in SENTENCES])
+        self.read = torch.cat([sentences.unique(), self.prompts.unique()]).unique()
 
     def run(self, every: int) -> Iterator[dict[str, float]]:
         """Train; after every `every` steps yield the step, the loss and the accuracies (`accuracy`)."""
         optimizer = torch.optim.AdamW(self.clip.parameters(), lr=RATE, weight_decay=0.05, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_factor(step, self.steps))
         for step in range(1, self.steps + 1):
-            images, attributes, captions = stills(BATCH, INFO.image_size, self.random)
+            images, attributes, captions = draw_stills(BATCH, INFO.image_size, self.unread, self.random)
             tokens = torch.cat([self.prompts, self.tokenizer(captions[:CAPTIONS])])
             loss = _loss(self.clip, _pixels(images), tokens, torch.from_numpy(attributes))
             optimizer.zero_grad(set_to_none=True)

@@ -11,27 +11,23 @@ import pytest
 
 from structalign.data.clips import Clip
 from structalign.data.datasets.creatures import (
-    COLOURS,
     CREATURES,
     MOTIONS,
     NUM_IMAGES,
-    OUTLINES,
-    PATTERNS,
-    PROMPTS,
-    SHAPES,
     SIZE,
     Scene,
-    _palette,
     _plan,
-    draw,
     encode,
     families,
     film,
     generate,
-    stills,
+    new_words,
 )
 from structalign.data.decode import Request, decode
+from structalign.data.drawing import COLOURS, OUTLINES, PATTERNS, SHAPES, TONES, draw, palette
+from structalign.data.weather import WEATHER, expose
 from structalign.model.tiny_clip import WEIGHTS, restore
+from structalign.training.stills import PROMPTS, SENTENCES, draw_stills, unread_words
 
 NAMES = [name for family in families(20) for name in family.creatures]
 WORDS = [word for family in families(20) for word in family.words]
@@ -119,10 +115,16 @@ def scene(motion: str = "sliding", **changes: int) -> Scene:
     return Scene(family=family, **{**facts, **changes})
 
 
+@pytest.fixture
+def clear_sky(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("structalign.data.datasets.creatures.expose", lambda images, *_: images)
+
+
+@pytest.mark.usefixtures("clear_sky")
 def test_colours_are_what_captions_say() -> None:
     for colour, core in combinations(range(len(COLOURS)), 2):
         image = film(scene("shaking", colour=colour, core=core))[0]
-        shown = {hue: _pixels_near(image, _palette()[hue]) for hue in range(len(COLOURS))}
+        shown = {hue: _pixels_near(image, palette()[hue]) for hue in range(len(COLOURS))}
         assert {hue for hue, count in shown.items() if count > 20} == {colour, core}
 
 
@@ -169,21 +171,73 @@ def test_names_and_motions_are_news_to_the_tiny_clip() -> None:
     }
 
 
+@pytest.mark.usefixtures("clear_sky")
 def test_motions_move() -> None:
     for motion in MOTIONS:
         images = film(scene(motion)).astype(int)
         assert np.abs(images - images[0]).max() > 60, motion
 
 
+@pytest.mark.parametrize("kind", WEATHER)
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_weather_changes_a_video_and_leaves_what_there_is_to_see(kind: str, strength: float) -> None:
+    """A red thing stays redder than a blue one, whatever the weather draws."""
+    clear = film_in_clear_weather()
+    red, blue = (expose(images, kind, strength, np.random.default_rng(0)).astype(float) for images in clear)
+    again = expose(clear[0], kind, strength, np.random.default_rng(1)).astype(float)
+    assert np.abs(red - clear[0]).mean() > 8
+    hue = [images[..., 0] - images[..., 2] for images in (red, blue, again)]  # [T,H,W], red against blue
+    assert hue[0].mean() > hue[1].mean()
+    assert hue[2].mean() > hue[1].mean()
+
+
+def film_in_clear_weather() -> tuple[np.ndarray, np.ndarray]:
+    one, place = np.array([8]), np.zeros((1, 2))
+    shown = (
+        draw(
+            one,
+            one * 0,
+            np.array([hue]),
+            np.array([2]),
+            OUTLINES,
+            one * 0,
+            place,
+            np.array([0.8]),
+            one * 0.0,
+            place,
+            SIZE,
+        )
+        for hue in (0, 4)
+    )
+    red, blue = (images.repeat(4, axis=0) for images in shown)
+    return red, blue
+
+
+def test_every_weather_is_that_of_two_families() -> None:
+    assert Counter(family.weather for family in families(20)) == dict.fromkeys(
+        ((kind, strength) for kind in WEATHER for strength in (0.5, 1.0)), 1
+    )
+
+
 def test_stills_say_what_they_show_and_nothing_of_creatures_or_motion() -> None:
-    images, attributes, captions = stills(50, 32, np.random.default_rng(0))
+    from open_clip.tokenizer import SimpleTokenizer
+
+    unread = unread_words(SimpleTokenizer(), [*new_words(), *SENTENCES, *COLOURS, *SHAPES, *TONES, *PATTERNS])
+    known = {*" ".join(SENTENCES).split(), *COLOURS, *SHAPES, *TONES, *PATTERNS}
+    assert not set(unread) & (known | set(new_words()))
+    images, attributes, captions = draw_stills(50, 32, unread, np.random.default_rng(0))
     assert images.shape == (50, 32, 32, 3)
     assert (attributes[0] != attributes[1]).all()  # a core never has the colour around it
+    named = 0
     for values, caption in zip(attributes.T, captions, strict=True):
-        assert caption.startswith(f"a {COLOURS[values[0]]} {SHAPES[values[2]]} ")
-        assert f"{COLOURS[values[1]]} core" in caption
-        assert PROMPTS[4][values[4]] in caption
-        assert not set(caption.split()) & {*WORDS, *NAMES}
+        words = caption.replace(",", "").split()
+        assert set(words) & set(COLOURS) == {COLOURS[values[0]], COLOURS[values[1]]}
+        assert f"{TONES[values[3]]} {PROMPTS[4][values[4]]}" in caption
+        assert set(words) & set(SHAPES) <= {SHAPES[values[2]]}
+        assert len(set(words) - known) <= 2
+        assert set(words) - known <= set(unread)
+        named += SHAPES[values[2]] in words
+    assert 20 < named < 40  # six of ten
 
 
 def test_a_hidden_shape_leaves_the_background() -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from structalign.data.datasets.creatures import ATTRIBUTES
 from structalign.model.tiny_clip import WEIGHTS, restore, store, tiny_clip
 from structalign.training.pretrain import Pretraining
+from structalign.training.stills import ATTRIBUTES
 
 ROOT = Path(__file__).resolve().parents[2]
 
