@@ -12,18 +12,18 @@ from structalign.data.datasets.creatures import _plan, families, film
 from structalign.data.weather import WEATHER
 from structalign.report.figures import save
 
-COLUMNS = 2
+COLUMNS = 4
 
 
 def main(path: Path) -> None:
     """Draw a video of each weather: four of its images, and its caption."""
     rows = -(-len(WEATHER) // COLUMNS)
-    figure, axes = plt.subplots(rows, COLUMNS, figsize=(11, 1.75 * rows), layout="constrained")
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=(22, 1.75 * rows), layout="constrained")
     for family, axis in zip(families(len(WEATHER)), axes.flat, strict=True):
         clip, scene = _plan(family, np.random.default_rng([0, family.number]), {"test": 1})[0]
         images = film(scene)[1::3]  # [4,H,W,3]
         axis.imshow(np.concatenate(list(images), axis=1))
-        axis.set_title(f"{clip.captions[0]}  ({family.weather[0]})", fontsize=8)
+        axis.set_title(f"{clip.captions[0]}  ({family.weather})", fontsize=8)
         axis.set_axis_off()
     save(figure, path)
 

@@ -11,67 +11,135 @@ from collections.abc import Callable
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-Weather = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
-"""Changes images (T, H, W, 3) in [0, 1] with a strength from 0 to 1."""
+Weather = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""Changes images (T, H, W, 3) in [0, 1]."""
 
 
-def _dusk(images: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
-    return images * (0.35 - 0.15 * strength)
+def _dusk(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return images * 0.2
 
 
-def _mist(images: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
-    return _veil(images, (0.8, 0.8, 0.8), 0.7 + 0.15 * strength)
+def _mist(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return _veil(images, (0.8, 0.8, 0.8), 0.85)
 
 
-def _dust(images: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
-    return _veil(images, (0.55, 0.42, 0.25), 0.6 + 0.15 * strength)
-
-
-def _glare(images: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
-    return _veil(images, (1.0, 1.0, 1.0), 0.6 + 0.15 * strength)
-
-
-def _rain(images: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
+def _rain(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Draw slanted streaks, other ones in every image."""
     y, x = np.indices(images.shape[1:3])
     shift = random.integers(97, size=(len(images), 1, 1))
-    dry = (7 * (x + y // 3) + shift) % (5 if strength < 0.5 else 3)  # [T,H,W], 0 in streaks
-    return np.where(np.expand_dims(dry == 0, -1), _veil(images, (0.75, 0.8, 0.9), 0.65), images)
+    wet = (7 * (x + y // 3) + shift) % 3 == 0  # [T,H,W]
+    return _where(wet, _veil(images, (0.75, 0.8, 0.9), 0.65), images)
 
 
-def _snow(images: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
-    """Let flakes of two by two pixels fall, other ones in every image."""
-    frames, height, width, _ = images.shape
-    flakes = random.random((frames, height // 2, width // 2)) < 0.2 + 0.15 * strength
-    return np.where(np.kron(flakes, np.ones((1, 2, 2), dtype=bool))[..., None], 0.95, images)
+def _snow(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Let white flakes of two by two pixels fall, other ones in every image."""
+    return _where(_spots(images, random, size=2, share=0.35), 0.95, images)
 
 
-def _grain(images: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
-    return images + random.normal(0, 0.35 + 0.2 * strength, images.shape)
+def _grain(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return images + random.normal(0, 0.55, images.shape)
 
 
-def _blur(images: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
-    size = 9 if strength < 0.5 else 15
-    return uniform_filter(images, (1, size, size, 1), mode="nearest")
+def _blur(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return uniform_filter(images, (1, 15, 15, 1), mode="nearest")
 
 
-def _fence(images: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
+def _fence(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Put a lattice in front, the same in all images."""
     y, x = np.indices(images.shape[1:3])
-    post, rail = (4, 2) if strength < 0.5 else (5, 3)
-    lattice = np.logical_or(x % 8 < post, y % 8 < rail)  # [H,W]
-    return np.where(np.expand_dims(lattice, -1), (0.35, 0.28, 0.2), images)
+    return _where(np.logical_or(x % 8 < 5, y % 8 < 3), (0.35, 0.28, 0.2), images)
 
 
-def _water(images: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
+def _glare(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return _veil(images, (1.0, 1.0, 1.0), 0.75)
+
+
+def _dust(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return _veil(images, (0.55, 0.42, 0.25), 0.75)
+
+
+def _water(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Bend every row to the side, under a blue veil."""
     y, x = np.indices(images.shape[1:3])
-    bent = images[:, y, (x + 3 * np.sin(y / 4)).astype(int) % images.shape[2]]
-    return _veil(bent, (0.1, 0.35, 0.5), 0.6 + 0.15 * strength)
+    bent = images[:, y, (x + 4 * np.sin(y / 3)).astype(int) % images.shape[2]]
+    return _veil(bent, (0.1, 0.35, 0.5), 0.7)
+
+
+def _jungle(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Hang leaves in front, other ones in every image, in a green light."""
+    return _where(_spots(images, random, size=4, share=0.35), (0.1, 0.4, 0.1), _veil(images, (0.2, 0.6, 0.2), 0.4))
+
+
+def _sunset(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Light from the right, the stronger the farther right."""
+    share = np.linspace(0.2, 0.95, images.shape[2])[:, None]  # [W,1]
+    return (1 - share) * images + share * np.array((1.0, 0.6, 0.3))
+
+
+def _frost(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Cut the image into blocks of one colour, as through patterned glass."""
+    blocks = images.reshape(len(images), images.shape[1] // 8, 8, images.shape[2] // 8, 8, 3).mean((2, 4))
+    return np.kron(blocks, np.ones((1, 8, 8, 1)))
+
+
+def _torch(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Light the middle alone."""
+    y, x = np.indices(images.shape[1:3])
+    away = np.hypot(x / images.shape[2] - 0.5, y / images.shape[1] - 0.5)  # [H,W]
+    return images * np.clip(1.3 - 4 * away, 0.05, 1)[..., None]
+
+
+def _mirage(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Show everything twice, half through."""
+    shifted = np.roll(images, (images.shape[1] // 4, images.shape[2] // 3), axis=(1, 2))
+    return (images + shifted) / 2
+
+
+def _storm(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Lose every other row to noise."""
+    lost = np.arange(images.shape[1])[:, None] % 4 < 2  # [H,1]
+    return _where(lost, random.random((*images.shape[:3], 1)), images)
+
+
+def _embers(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Let sparks fly before dark smoke, other ones in every image."""
+    return _where(_spots(images, random, size=2, share=0.2), (1.0, 0.5, 0.1), images * 0.4)
+
+
+def _moonlight(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Leave little but brightness."""
+    grey = images.mean(axis=-1, keepdims=True)
+    return (0.2 * images + 0.8 * grey) * np.array((0.6, 0.7, 0.9))
+
+
+def _smoke(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Let clouds of soot pass."""
+    rough = random.random((len(images), images.shape[1] // 8, images.shape[2] // 8, 1))
+    cloud = uniform_filter(np.kron(rough, np.ones((1, 8, 8, 1))), (1, 7, 7, 1), mode="nearest")
+    return images * np.clip(1.6 - 2 * cloud, 0.1, 1)
+
+
+def _ice(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Bend every column up and down, under a pale veil."""
+    y, x = np.indices(images.shape[1:3])
+    bent = images[:, (y + 5 * np.sin(x / 3)).astype(int) % images.shape[1], x]
+    return _veil(bent, (0.75, 0.95, 1.0), 0.55)
 
 
 def _veil(images: np.ndarray, colour: tuple[float, float, float], share: float) -> np.ndarray:
     return (1 - share) * images + share * np.array(colour)
+
+
+def _spots(images: np.ndarray, random: np.random.Generator, size: int, share: float) -> np.ndarray:
+    """Draw squares of `size` pixels that cover a share of each image: bool (T, H, W)."""
+    frames, height, width, _ = images.shape
+    chosen = random.random((frames, height // size, width // size)) < share
+    return np.kron(chosen, np.ones((1, size, size), dtype=bool))
+
+
+def _where(mask: np.ndarray, one: np.ndarray | tuple[float, ...] | float, other: np.ndarray) -> np.ndarray:
+    """Choose by a mask (..., H, W) between colours or images."""
+    return np.where(np.expand_dims(mask, -1), one, other)
 
 
 WEATHER: dict[str, Weather] = {
@@ -85,25 +153,33 @@ WEATHER: dict[str, Weather] = {
     "glare": _glare,
     "dust": _dust,
     "water": _water,
+    "jungle": _jungle,
+    "sunset": _sunset,
+    "frost": _frost,
+    "torch": _torch,
+    "mirage": _mirage,
+    "storm": _storm,
+    "embers": _embers,
+    "moonlight": _moonlight,
+    "smoke": _smoke,
+    "ice": _ice,
 }
 
 
-def expose(images: np.ndarray, weather: str, strength: float, random: np.random.Generator) -> np.ndarray:
+def expose(images: np.ndarray, weather: str, random: np.random.Generator) -> np.ndarray:
     """Film images in some weather.
 
     Parameters
     ----------
     images : ndarray, shape (T, H, W, 3), uint8
-        Even height and width.
+        Height and width are multiples of 8.
     weather : str
         One of `WEATHER`.
-    strength : float
-        From 0 to 1.
     random : Generator
 
     Returns
     -------
     ndarray, shape (T, H, W, 3), uint8
     """
-    seen = WEATHER[weather](images / 255, strength, random)
+    seen = WEATHER[weather](images / 255, random)
     return (np.clip(seen, 0, 1) * 255 + 0.5).astype(np.uint8)

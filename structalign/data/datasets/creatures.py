@@ -151,10 +151,9 @@ class Family:
         return f"{LOBES[self.lobes]} {self.edge}"
 
     @property
-    def weather(self) -> tuple[str, float]:
-        """One of ten, and how strong; two families share it, one of them in milder form."""
-        turn, kind = divmod(self.number, len(WEATHER))
-        return list(WEATHER)[kind], (0.5, 1.0)[turn]
+    def weather(self) -> str:
+        """What no other family has."""
+        return list(WEATHER)[self.number]
 
     @property
     def creatures(self) -> tuple[str, ...]:
@@ -229,8 +228,7 @@ def film(scene: Scene) -> np.ndarray:
         size=SIZE,
         eyes=True,
     )
-    weather, strength = scene.family.weather
-    return expose(images, weather, strength, random)
+    return expose(images, scene.family.weather, random)
 
 
 def _move(motion: str, time: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
