@@ -80,6 +80,8 @@ class ModelConfig(Section):
     """How many of the last vision blocks carry an adapter; all: every one."""
     vision_rank: Positive
     """Rank of the vision LoRA, and of the vision experts of `mlp_moe`."""
+    video_pooling: Literal["mean", "text"] = "mean"
+    """What a video's frames become: their mean, or a vector for each text that attends to them (method xpool)."""
     text_adapter: Literal["lora_moe", "lora", "mlp_moe", "none"]
     """What trains in the text tower: a mixture of LoRA experts, LoRA, expert MLPs, or nothing."""
     experts: Positive
@@ -306,6 +308,16 @@ class Config(Section):
     def _selection_has_videos(self) -> Config:
         if self.train.select == "best_on_val" and self.split.validation == 0:
             raise ValueError("train.select = 'best_on_val': needs split.validation, validation videos per category")
+        return self
+
+    @model_validator(mode="after")
+    def _text_pooling_is_trained(self) -> Config:
+        trained = self.method.name == "xpool"
+        if trained != (self.model.video_pooling == "text"):
+            raise ValueError(
+                f"model.video_pooling = {self.model.video_pooling!r}: "
+                f"method {self.method.name} {'needs text' if trained else 'does not train it; set mean'}"
+            )
         return self
 
     @model_validator(mode="after")

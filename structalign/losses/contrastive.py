@@ -55,7 +55,7 @@ def scl(
         Where `video` is missing, or `same_video` is none of its values.
     """
     logits = similarity * (_scale(log_scale) / len(similarity) ** 0.5)  # [B,B]
-    return _symmetric(logits, same_video, video)
+    return symmetric(logits, same_video, video)
 
 
 def crp(
@@ -165,7 +165,7 @@ def pseudo_contrastive(
     if video is not None:
         own = video.max() + 1 + torch.arange(len(pseudo_text), device=video.device)
         video = torch.cat([video, own])  # [B+P]
-    return _symmetric(_inner_products(videos, texts, log_scale), same_video, video)
+    return symmetric(_inner_products(videos, texts, log_scale), same_video, video)
 
 
 def contrastive(
@@ -180,7 +180,7 @@ def contrastive(
     `which` (B,) says which video each pair shows, as `video` does in `scl`.
     """
     logits = _inner_products(normalize(video, dim=-1), normalize(text, dim=-1), log_scale)
-    return _symmetric(logits, same_video, which)
+    return symmetric(logits, same_video, which)
 
 
 def cross_task(
@@ -213,7 +213,7 @@ def _inner_products(video: Tensor, text: Tensor, log_scale: Tensor | float) -> T
         return video.to(dtype) @ text.to(dtype).T * _scale(log_scale)
 
 
-def _symmetric(logits: Tensor, same_video: SameVideo = "negative", video: Tensor | None = None) -> Tensor:
+def symmetric(logits: Tensor, same_video: SameVideo = "negative", video: Tensor | None = None) -> Tensor:
     """Cross-entropy of the diagonal over rows plus over columns; `same_video` and `video` as in `scl`."""
     return _one_way(logits, same_video, video) + _one_way(logits.T, same_video, video)
 

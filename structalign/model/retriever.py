@@ -33,6 +33,7 @@ from structalign.model.clip import (
 )
 from structalign.model.fast_clip import fuse_quick_gelu, skip_last_patches
 from structalign.model.mlp_moe import RoutedExperts
+from structalign.model.text_pooling import TextPooling
 from structalign.util.errors import UserError
 
 Trainable = Literal["adapters", "all"]
@@ -61,10 +62,12 @@ class Retriever(nn.Module):
     seed : int
         Seeds the adapters' start.
     trainable : {"adapters", "all"}
-        "all": CLIP itself trains, except for its logit scale, and belongs to the state.
+        "all": CLIP itself and the pooling of frames train, except for the logit scale, and belong to the state.
 
     Attributes
     ----------
+    text_pooling : TextPooling or None
+        What makes a vector of a video's frames for each text, if `model.video_pooling` is "text".
     task : int
         The present task, from 1; videos are encoded as it sees them unless `encode_video` is told otherwise.
 
@@ -101,6 +104,7 @@ class Retriever(nn.Module):
             torch.manual_seed(seed)
             self._attach_vision(num_tasks)
             self._attach_text(num_tasks)
+        self.text_pooling = TextPooling(self.embed_dim) if model.video_pooling == "text" else None
         fuse_quick_gelu(clip)
         skip_last_patches(self.clip.visual)
         self._adapter_names = [name for name, weight in self.named_parameters() if id(weight) not in frozen]
@@ -340,6 +344,8 @@ class Retriever(nn.Module):
         if self.trainable == "all":
             self.clip.requires_grad_(True)
             self.clip.logit_scale.requires_grad_(False)
+            if self.text_pooling is not None:
+                self.text_pooling.requires_grad_(True)
             return
         later = ("router.weight", "noise.weight")
         for name, weight in self.named_parameters():
@@ -379,7 +385,7 @@ class Retriever(nn.Module):
         """What a checkpoint holds: the adapters, or all of CLIP if it trains."""
         weights = dict(self.named_parameters())
         if self.trainable == "all":
-            return {name: weight for name, weight in weights.items() if name.startswith("clip.")}
+            return {name: weight for name, weight in weights.items() if name.startswith(("clip.", "text_pooling."))}
         return {name: weights[name] for name in self._adapter_names}
 
     @torch.no_grad()

@@ -36,6 +36,9 @@ _BLOCK = 2**24
 _COLUMNS = 512
 """Number of videos whose scores are standardised over the queries at a time."""
 
+_POOLED_TEXTS = 16
+"""Number of texts that pool a chunk of videos at a time: each makes a vector of each video."""
+
 _RERANK_BATCH = 64
 """Number of queries re-ranked at a time: their words are kept once for each task."""
 
@@ -46,6 +49,7 @@ class _Texts(NamedTuple):
     words: Tensor  # [q,L,D]
     mask: Tensor  # [q,L]
     global_: Tensor  # [q,D], of unit length
+    raw: Tensor  # [q,D], as encoded
 
     def one(self, number: int) -> _Texts:
         """Return one query as a block."""
@@ -145,11 +149,15 @@ class Ranker:
         for gallery in self.galleries:
             if texts is None or self.retriever.reads_by_task:
                 words, mask, global_ = self.retriever.encode_text(tokens.to(self.device), gallery.task)
-                texts = _Texts(words.float(), mask, normalize(global_.float(), dim=-1))
+                raw = global_.float()
+                texts = _Texts(words.float(), mask, normalize(raw, dim=-1), raw)
             yield texts
 
     def _word_frame(self, videos: Tensor, texts: _Texts) -> Tensor:
-        """Word-frame scores (q, v) with videos (v, N, D)."""
+        """Word-frame scores (q, v) with videos (v, N, D); where texts pool the frames, cosines with the result."""
+        pooling = self.retriever.text_pooling
+        if pooling is not None:
+            return torch.cat([pooling.cosines(part, videos) for part in texts.raw.split(_POOLED_TEXTS)], dim=1).T
         return word_frame_similarity(videos, texts.words, texts.mask, self.similarity.pooling).T
 
     def _in_full(self, tokens: Tensor) -> _Block:

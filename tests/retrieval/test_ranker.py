@@ -16,6 +16,7 @@ from structalign.evaluation import metrics
 from structalign.evaluation.evaluate import rank, recall_over_all, recall_within_task, video_to_text
 from structalign.evaluation.search import SearchIndex
 from structalign.losses.similarity import fuse, word_frame_similarity
+from structalign.model.text_pooling import TextPooling
 from structalign.retrieval import index
 from structalign.retrieval import ranker as ranking
 from structalign.retrieval.gallery import TaskGallery
@@ -34,6 +35,7 @@ class Stored(nn.Module):
         self.words = nn.Parameter(words, requires_grad=False)  # [T,Q,L,D]
         self.reads_by_task = by_task
         self.tokenised, self.encoded = 0, 0
+        self.text_pooling: TextPooling | None = None
 
     def tokenize(self, texts: list[str]) -> Tensor:
         self.tokenised += len(texts)
@@ -65,6 +67,28 @@ def stored(sizes: tuple[int, ...] = (30, 50), queries: int = 20, seed: int = 0) 
         galleries.append(TaskGallery(task, clips, [task] * len(part), [str(q) for q in own], places, part))
         start += len(part)
     return Stored(words), galleries
+
+
+@pytest.mark.parametrize("texts", [1, 3, 64])
+def test_texts_that_pool_frames_rank_by_what_they_make_of_them(monkeypatch: pytest.MonkeyPatch, texts: int) -> None:
+    monkeypatch.setattr(ranking, "_POOLED_TEXTS", texts)
+    retriever, galleries = stored()
+    retriever.text_pooling = pooling = TextPooling(WIDTH)
+    with torch.no_grad():
+        for weight in pooling.parameters():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
+    queries = [str(number) for number in range(20)]
+    full = Ranker(retriever, galleries, similarity(1.0)).scores(queries)
+    for query in range(20):
+        cosines = []
+        for task, gallery in enumerate(galleries):
+            text = retriever.words[task, query].mean(dim=0)  # [D]
+            with torch.no_grad():
+                cosines += [pooling.cosines(text[None], frames[None]).item() for frames in gallery.frames]
+        expected = torch.tensor(cosines)
+        torch.testing.assert_close(full[query], (expected - expected.mean()) / expected.std(correction=0))
+    all_candidates = Ranker(retriever, galleries, similarity(1.0), evaluation(rerank=79)).scores(queries)
+    assert (all_candidates.argmax(dim=1) == full.argmax(dim=1)).float().mean() > 0.9
 
 
 def similarity(alpha: float = 0.5) -> SimilarityConfig:
