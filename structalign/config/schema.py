@@ -80,8 +80,9 @@ class ModelConfig(Section):
     """How many of the last vision blocks carry an adapter; all: every one."""
     vision_rank: Positive
     """Rank of the vision LoRA, and of the vision experts of `mlp_moe`."""
-    video_pooling: Literal["mean", "text"] = "mean"
-    """What a video's frames become: their mean, or a vector for each text that attends to them (method xpool)."""
+    video_pooling: Literal["mean", "text", "proxies"] = "mean"
+    """What a video's frames become: their mean; a vector for each text that attends to them (method xpool); or one
+    vector from a pass of all frames at once, with four proxy tokens that see all of them (method clip_vip)."""
     text_adapter: Literal["lora_moe", "lora", "mlp_moe", "none"]
     """What trains in the text tower: a mixture of LoRA experts, LoRA, expert MLPs, or nothing."""
     experts: Positive
@@ -311,12 +312,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _text_pooling_is_trained(self) -> Config:
-        trained = self.method.name == "xpool"
-        if trained != (self.model.video_pooling == "text"):
+    def _pooling_is_the_methods(self) -> Config:
+        name, pooling = self.method.name, self.model.video_pooling
+        needed = {"xpool": "text", "clip_vip": "proxies"}.get(name, "mean")
+        if pooling != needed:
+            raise ValueError(f"model.video_pooling = {pooling!r}: method {name} needs {needed}")
+        if pooling == "proxies" and self.model.vision_adapter != "none":
+            raise ValueError(f"model.vision_adapter = {self.model.vision_adapter!r}: method {name} needs none")
+        if pooling == "proxies" and self.similarity.alpha > 0:
             raise ValueError(
-                f"model.video_pooling = {self.model.video_pooling!r}: "
-                f"method {self.method.name} {'needs text' if trained else 'does not train it; set mean'}"
+                f"similarity.alpha = {self.similarity.alpha}: method {name} has no frame features; set 0"
             )
         return self
 

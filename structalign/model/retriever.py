@@ -34,12 +34,16 @@ from structalign.model.clip import (
 from structalign.model.fast_clip import fuse_quick_gelu, skip_last_patches
 from structalign.model.mlp_moe import RoutedExperts
 from structalign.model.text_pooling import TextPooling
+from structalign.model.video_proxies import VideoProxies, embed_patches
 from structalign.util.errors import UserError
 
 Trainable = Literal["adapters", "all"]
 
 _OF_A_TASK = re.compile(r"(?:^|\.)(?:prototypes|routers|noises)\.(\d+)$")
 """Names of the parameters that exist once a task, with the task's number less 1."""
+
+
+_TRAINED_WITH_CLIP = ("clip.", "text_pooling.", "proxies.")
 
 
 def _full_residual(_module: nn.Module, _inputs: Any, patches: Tensor) -> Tensor:
@@ -68,6 +72,8 @@ class Retriever(nn.Module):
     ----------
     text_pooling : TextPooling or None
         What makes a vector of a video's frames for each text, if `model.video_pooling` is "text".
+    proxies : VideoProxies or None
+        What encodes all frames at once, if it is "proxies".
     task : int
         The present task, from 1; videos are encoded as it sees them unless `encode_video` is told otherwise.
 
@@ -104,7 +110,10 @@ class Retriever(nn.Module):
             torch.manual_seed(seed)
             self._attach_vision(num_tasks)
             self._attach_text(num_tasks)
-        self.text_pooling = TextPooling(self.embed_dim) if model.video_pooling == "text" else None
+            self.text_pooling = TextPooling(self.embed_dim) if model.video_pooling == "text" else None
+            self.proxies = (
+                VideoProxies(self.clip.visual.conv1.out_channels) if model.video_pooling == "proxies" else None
+            )
         fuse_quick_gelu(clip)
         skip_last_patches(self.clip.visual)
         self._adapter_names = [name for name, weight in self.named_parameters() if id(weight) not in frozen]
@@ -265,7 +274,7 @@ class Retriever(nn.Module):
         Returns
         -------
         frames : Tensor, shape (B, N, D)
-            Each frame's CLS token, projected; not L2-normalised.
+            Each frame's CLS token, projected; not L2-normalised. With proxies, (B, 1, D): the video's.
         global_ : Tensor, shape (B, D)
             Their mean.
         """
@@ -274,10 +283,13 @@ class Retriever(nn.Module):
     def stem(self, pixels: Tensor) -> Tensor:
         """What the blocks below the first adapter make of pixels (B, N, 3, H, W): tokens (B*N, P, W).
 
-        A teacher with the same frozen CLIP can start from it, too: see `shares_stem`.
+        With proxies, embedded patches: no block sees a frame alone. A teacher with the same frozen CLIP can start
+        from it, too: see `shares_stem`.
         """
         if pixels.dtype == torch.uint8:
             pixels = self.normalise(pixels)
+        if self.proxies is not None:
+            return embed_patches(self.clip.visual, pixels.flatten(0, 1))  # [B*N,P,W]
         states = self.clip.visual._embeds(pixels.flatten(0, 1))  # [B*N,P,W]
         for block in self.stem_blocks():
             states = block(states)
@@ -296,10 +308,14 @@ class Retriever(nn.Module):
         self.context.num_frames = num_frames
         self.context.task = task or self.task
         visual = self.clip.visual
-        keep = not (self.model.checkpoint_vision and torch.is_grad_enabled())
-        for block in visual.transformer.resblocks[self._stem_blocks :]:
-            states = block(states) if keep else checkpoint(block, states, use_reentrant=False)
-        pooled, _ = visual._pool(states)  # [B*N,W]
+        recompute = self.model.checkpoint_vision and torch.is_grad_enabled()
+        if self.proxies is not None:
+            pooled = self.proxies.encode(visual, states.unflatten(0, (-1, num_frames)), recompute)  # [B,W]
+            num_frames = 1
+        else:
+            for block in visual.transformer.resblocks[self._stem_blocks :]:
+                states = checkpoint(block, states, use_reentrant=False) if recompute else block(states)
+            pooled, _ = visual._pool(states)  # [B*N,W]
         features = pooled if visual.proj is None else pooled @ visual.proj  # [B*N,D]
         frames = features.unflatten(0, (-1, num_frames))  # [B,N,D]
         return frames, frames.mean(dim=1)
@@ -344,8 +360,8 @@ class Retriever(nn.Module):
         if self.trainable == "all":
             self.clip.requires_grad_(True)
             self.clip.logit_scale.requires_grad_(False)
-            if self.text_pooling is not None:
-                self.text_pooling.requires_grad_(True)
+            for pooling in filter(None, (self.text_pooling, self.proxies)):
+                pooling.requires_grad_(True)
             return
         later = ("router.weight", "noise.weight")
         for name, weight in self.named_parameters():
@@ -385,7 +401,7 @@ class Retriever(nn.Module):
         """What a checkpoint holds: the adapters, or all of CLIP if it trains."""
         weights = dict(self.named_parameters())
         if self.trainable == "all":
-            return {name: weight for name, weight in weights.items() if name.startswith(("clip.", "text_pooling."))}
+            return {name: weight for name, weight in weights.items() if name.startswith(_TRAINED_WITH_CLIP)}
         return {name: weights[name] for name in self._adapter_names}
 
     @torch.no_grad()
