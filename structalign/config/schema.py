@@ -281,8 +281,9 @@ class Config(Section):
     """All of `params.yaml`."""
 
     about: str
-    variant: Literal["method", "released"]
-    """method: as the paper describes it. released: as the authors' released code runs."""
+    variant: Literal["method", "released", "figure", "light"]
+    """method: as the paper describes it. released: as the authors' released code runs. figure: as the paper's
+    framework figure shows it. light: less to train, compute and store."""
     K: Annotated[int, Field(ge=1, le=99)]
     """Number of tasks."""
     seed: Count

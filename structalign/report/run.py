@@ -25,7 +25,7 @@ class Run:
     Attributes
     ----------
     method, variant, data : str
-        Names of the method, of its variant (``method`` or ``released``) and of the dataset.
+        Names of the method, of its variant (a file in conf/variant) and of the dataset.
     num_tasks : int
         Number of tasks K.
     seed : int
@@ -69,7 +69,8 @@ class Run:
     @property
     def label(self) -> str:
         """One line that says which run a number belongs to."""
-        method = f"{self.method} (as released)" if self.variant == "released" else self.method
+        said = {"method": "", "released": " (as released)"}.get(self.variant, f" ({self.variant})")
+        method = f"{self.method}{said}"
         return f"{method} on {self.data}, K = {self.num_tasks}, seed {self.seed}"
 
     @property

@@ -44,6 +44,18 @@ def test_released_variant_sets_every_choice_of_the_released_code(tmp_path: Path)
     assert config.train.select == "best_on_test"
 
 
+def test_the_figures_variant_has_experts_beside_the_text_mlp_and_lora_on_qkv(tmp_path: Path) -> None:
+    model = composed(tmp_path, "variant=figure").model
+    assert (model.text_adapter, model.vision_adapter, model.adapter_layers) == ("mlp_moe", "lora", "all")
+
+
+def test_the_light_variant_has_small_adapters_in_few_blocks(tmp_path: Path) -> None:
+    config = composed(tmp_path, "variant=light", "data=msrvtt")
+    model = config.model
+    assert (model.vision_adapter, model.adapter_layers, model.vision_rank) == ("lora", 4, 8)
+    assert (model.text_adapter, model.experts, model.rank, config.frames.num_frames) == ("lora_moe", 4, 8, 6)
+
+
 def test_k_makes_the_tasks(tmp_path: Path) -> None:
     config = composed(tmp_path, "K=4")
     assert list(config.tasks) == ["01", "02", "03", "04"]

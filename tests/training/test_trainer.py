@@ -64,9 +64,9 @@ class Memory:
         return np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)
 
 
-def config_for(method: str, **changes: Any) -> Config:
-    """The default parameters, with a method's own and those of a tiny training."""
-    values = params()
+def config_for(method: str, variant: str = "method", **changes: Any) -> Config:
+    """The default parameters, with a method's own, a variant's, and those of a tiny training."""
+    values = params(f"variant={variant}")
     own = yaml.safe_load((ROOT / f"conf/method/{method}.yaml").read_text())
     tiny = {
         "model": {"adapter_layers": 1, "experts": 4, "rank": 4, "vision_rank": 4, "lora_alpha": 8},
@@ -132,11 +132,11 @@ def evaluate(method: Method, data: TrainingSet, task: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("task", "precision"), [(1, "fp32"), (2, "fp32"), (2, "bf16")])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", [*TRAINED, "structalign:figure", "structalign:light"])
 def test_every_method_trains_lowers_its_loss_and_finds_videos_better(
     tmp_path: Path, name: str, task: int, precision: str
 ) -> None:
-    config = config_for(name, train={"precision": precision})
+    config = config_for(*name.split(":"), train={"precision": precision})
     method, data = start(config, task)
     before = evaluate(method, data, task)
     cost = Trainer(method, data, config, task).run(tmp_path / "loss.csv")
