@@ -154,6 +154,14 @@ class LossConfig(Section):
     """Whether pseudo pairs of old classes join the ETF term as well."""
     pseudo_balanced: bool
     """True: old classes are drawn alike. False: in proportion to their training samples."""
+    pseudo_same_class: Literal["negative", "masked", "positive"] = "negative"
+    """What two pseudo pairs of one class are to each other: negatives as in the paper, though nothing tells them
+    apart; left out; or positives."""
+    pseudo_normalised: bool = False
+    """Whether pseudo features are scaled to length 1, as real ones are; the paper takes them as drawn."""
+    scl_scale: Literal["batch", "global"] = "batch"
+    """Scale of the word-frame loss's logits: exp(4.60) / sqrt(batch size) as in the paper, or exp(4.60) as in the
+    contrastive loss of the methods that use global features."""
     distill_weight: Weight
     """Weight of the distillation term of lwf, vr_lwf and zscl."""
     cross_task_source: Literal["gallery", "train"]

@@ -6,7 +6,7 @@ Shapes: B pairs of a video and a text, N frames, L words, D features, C prototyp
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -146,6 +146,8 @@ def pseudo_contrastive(
     log_scale: Tensor | float,
     same_video: SameVideo = "negative",
     video: Tensor | None = None,
+    same_class: SameVideo = "negative",
+    category: Tensor | None = None,
 ) -> Tensor:
     """Contrast the batch's pooled features together with pseudo pairs of old classes.
 
@@ -158,14 +160,17 @@ def pseudo_contrastive(
         Taken as drawn, not normalised.
     log_scale : float
     same_video, video
-        As in `scl`, for the batch. Every pseudo pair is a video of its own.
+        As in `scl`, for the batch.
+    same_class, category
+        The same for the pseudo pairs: what those of one class are to each other, and their classes (P,). Text and
+        video of a pair are drawn independently, so that nothing tells apart pairs of one class.
     """
     texts = torch.cat([pool_words(words, mask), pseudo_text.to(words)])  # [B+P,D]
     videos = torch.cat([pool_frames(frames), pseudo_video.to(frames)])  # [B+P,D]
-    if video is not None:
-        own = video.max() + 1 + torch.arange(len(pseudo_text), device=video.device)
-        video = torch.cat([video, own])  # [B+P]
-    return symmetric(_inner_products(videos, texts, log_scale), same_video, video)
+    logits = _inner_products(videos, texts, log_scale)  # [B+P,B+P]
+    batch, old = _relate(same_video, video), _relate(same_class, category)
+    relation = _relate_apart(batch, old, (len(words), len(pseudo_text)), logits.device)
+    return _one_way(logits, relation) + _one_way(logits.T, relation)
 
 
 def contrastive(
@@ -197,7 +202,7 @@ def cross_task(
     """
     gallery = torch.cat([normalize(video, dim=-1), stored.to(video)])  # [B+S,D]
     logits = scaled_cosines(normalize(text, dim=-1), gallery, log_scale)  # [B,B+S]
-    return _one_way(logits, same_video, which)
+    return _one_way(logits, _relate(same_video, which))
 
 
 def scaled_cosines(ours: Tensor, theirs: Tensor, log_scale: Tensor | float) -> Tensor:
@@ -215,23 +220,55 @@ def _inner_products(video: Tensor, text: Tensor, log_scale: Tensor | float) -> T
 
 def symmetric(logits: Tensor, same_video: SameVideo = "negative", video: Tensor | None = None) -> Tensor:
     """Cross-entropy of the diagonal over rows plus over columns; `same_video` and `video` as in `scl`."""
-    return _one_way(logits, same_video, video) + _one_way(logits.T, same_video, video)
+    relation = _relate(same_video, video)
+    return _one_way(logits, relation) + _one_way(logits.T, relation)
 
 
-def _one_way(logits: Tensor, same_video: SameVideo, video: Tensor | None) -> Tensor:
+class _Relation(NamedTuple):
+    """What B pairs are to each other, besides negatives; None where there is nothing to say."""
+
+    nobody: Tensor | None  # [B,B], bool: left out of the softmax
+    positive: Tensor | None  # [B,B], bool, the diagonal among them; None: the diagonal alone
+
+
+def _relate(mode: SameVideo, which: Tensor | None) -> _Relation:
+    """Relate pairs that are the same by `which` (B,)."""
+    if mode not in ("negative", "masked", "positive"):
+        raise ValueError(f"same_video = {mode!r}: must be negative, masked or positive")
+    if mode == "negative":
+        return _Relation(None, None)
+    if which is None:
+        raise ValueError(f"same_video = {mode!r} needs to know which video each pair shows")
+    same = which[:, None] == which  # [B,B]
+    return _Relation(same.fill_diagonal_(False), None) if mode == "masked" else _Relation(None, same)
+
+
+def _relate_apart(one: _Relation, other: _Relation, sizes: tuple[int, int], device: torch.device) -> _Relation:
+    """Relate two groups of pairs that are negatives of each other."""
+    nobody = positive = None
+    if one.nobody is not None or other.nobody is not None:
+        empty = [torch.zeros(size, size, dtype=torch.bool, device=device) for size in sizes]
+        parts = (
+            blank if part is None else part for part, blank in zip((one.nobody, other.nobody), empty, strict=True)
+        )
+        nobody = torch.block_diag(*parts)
+    if one.positive is not None or other.positive is not None:
+        own = [torch.eye(size, dtype=torch.bool, device=device) for size in sizes]
+        parts = (eye if part is None else part for part, eye in zip((one.positive, other.positive), own, strict=True))
+        positive = torch.block_diag(*parts)
+    return _Relation(nobody, positive)
+
+
+def _one_way(logits: Tensor, relation: _Relation) -> Tensor:
     """Cross-entropy over rows (B, B + S) of B pairs on the diagonal; the other S columns are other videos."""
-    if same_video not in ("negative", "masked", "positive"):
-        raise ValueError(f"same_video = {same_video!r}: must be negative, masked or positive")
-    target = torch.arange(len(logits), device=logits.device)
-    if same_video != "negative":
-        if video is None:
-            raise ValueError(f"same_video = {same_video!r} needs to know which video each pair shows")
-        same = pad(video[:, None] == video, (0, logits.shape[1] - len(logits)))  # [B,B+S]
-        if same_video == "masked":
-            logits = logits.masked_fill(same.fill_diagonal_(False), -math.inf)
-        else:
-            target = same / same.sum(dim=1, keepdim=True).to(logits.dtype)  # [B,B+S], rows sum to 1
-    return cross_entropy(logits, target)
+    others = (0, logits.shape[1] - len(logits))
+    if relation.nobody is not None:
+        # Not infinity: targets of 0 in the same row would make NaN of it.
+        logits = logits.masked_fill(pad(relation.nobody, others), torch.finfo(logits.dtype).min / 2)
+    if relation.positive is None:
+        return cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+    positive = pad(relation.positive, others)  # [B,B+S]
+    return cross_entropy(logits, positive / positive.sum(dim=1, keepdim=True).to(logits.dtype))
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:

@@ -6,10 +6,12 @@ their prototypes and their memory of earlier classes.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from structalign.config.schema import Config
 from structalign.losses import contrastive as losses
@@ -91,7 +93,7 @@ class StructAlign(AdapterMethod):
         words, mask, _ = joint_text(self.retriever, batch.tokens, self.task)  # [B,L,D], [B,L]
         frames, _ = joint_video(self.retriever, batch)  # [B,N,D]
         similarity = self._similarity(frames, words, mask)  # [B,B]
-        terms = {"scl": Term(losses.scl(similarity, self.retriever.log_scale, weights.same_video, batch.video))}
+        terms = {"scl": Term(losses.scl(similarity, self._scl_scale(len(words)), weights.same_video, batch.video))}
         if self.teacher is not None:
             terms["crp"] = Term(self._relation_preserving(self.teacher, similarity, batch), weights.crp_weight)
         if self.prototypes is not None:
@@ -100,12 +102,26 @@ class StructAlign(AdapterMethod):
             factor = losses.adaptive_factor(total(terms), etf) if weights.etf_adaptive else 1.0
             terms["etf"] = Term(etf, weights.etf_weight * factor)
         if pseudo is not None and weights.pseudo_weight > 0:
-            text, video, _ = (part[: len(batch.tokens)] for part in pseudo)  # B of the 2B pairs
+            text, video, old = (part[: len(batch.tokens)] for part in pseudo)  # B of the 2B pairs
             contrast = losses.pseudo_contrastive(
-                words, mask, frames, text, video, self.retriever.log_scale, weights.same_video, batch.video
+                words,
+                mask,
+                frames,
+                text,
+                video,
+                self.retriever.log_scale,
+                weights.same_video,
+                batch.video,
+                weights.pseudo_same_class,
+                old,
             )
             terms["pseudo"] = Term(contrast, weights.pseudo_weight)
         return terms
+
+    def _scl_scale(self, batch_size: int) -> Tensor:
+        """Logarithm of what `scl` is to multiply by before it divides by the batch's root."""
+        shift = math.log(batch_size) / 2 if self.config.loss.scl_scale == "global" else 0.0
+        return self.retriever.log_scale + shift
 
     def _similarity(self, frames: Tensor, words: Tensor, mask: Tensor) -> Tensor:
         return word_frame_similarity(frames, words, mask, pooling=self.config.similarity.pooling)
@@ -129,6 +145,8 @@ class StructAlign(AdapterMethod):
             return None
         pairs = self.memory.draw(2 * batch_size, self.generator, balanced=self.config.loss.pseudo_balanced)
         text, video, category = (to_device(part, self.retriever.device) for part in pairs)
+        if self.config.loss.pseudo_normalised:
+            text, video = normalize(text, dim=-1), normalize(video, dim=-1)
         return text, video, category
 
     def _etf(

@@ -206,6 +206,31 @@ def test_pseudo_contrastive_shares_nothing_between_pseudo_pairs_and_videos(batch
     torch.testing.assert_close(losses.pseudo_contrastive(*inputs, SCALE, "positive", VIDEO), expected)
 
 
+@pytest.mark.parametrize("same_class", ["masked", "positive"])
+@pytest.mark.parametrize("same_video", ["negative", "masked", "positive"])
+def test_pseudo_pairs_of_one_class_need_not_be_told_apart(
+    batch: dict[str, Tensor], same_video: str, same_class: str
+) -> None:
+    """Against plain loops over rows and columns; the batch keeps its own rule."""
+    inputs = [batch[name] for name in PSEUDO]
+    text = torch.cat([losses.pool_words(batch["words"], batch["mask"]), batch["pseudo_text"]])
+    video = torch.cat([losses.pool_frames(batch["frames"]), batch["pseudo_video"]])
+    old = torch.arange(P) // 2  # two pairs of each class
+    groups = [("batch", int(number)) for number in VIDEO] + [("old", int(number)) for number in old]
+    modes = {"batch": same_video, "old": same_class}
+    expected = 0.0
+    for logits in (math.exp(SCALE) * video @ text.T, math.exp(SCALE) * text @ video.T):
+        for i, row in enumerate(logits):
+            same = {j for j, group in enumerate(groups) if group == groups[i]}
+            mode = modes[groups[i][0]]
+            kept = [j for j in range(B + P) if j == i or j not in same or mode != "masked"]
+            right = same if mode == "positive" else {i}
+            logs = dict(zip(kept, log_softmax(row[kept]), strict=True))
+            expected -= sum(float(logs[j]) for j in right) / len(right) / (B + P)
+    found = losses.pseudo_contrastive(*inputs, SCALE, same_video, VIDEO, same_class, old)
+    assert float(found) == pytest.approx(expected)
+
+
 def test_large_logits_keep_their_precision_under_autocast(batch: dict[str, Tensor]) -> None:
     text, video = batch["pseudo_text"].float(), batch["pseudo_video"].float()
     for compute in (

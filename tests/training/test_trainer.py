@@ -151,6 +151,25 @@ def test_every_method_trains_lowers_its_loss_and_finds_videos_better(
     assert after["meanr"] < before["meanr"]
 
 
+def test_options_beside_the_papers_form_change_what_they_name() -> None:
+    def ready(**loss: Any) -> StructAlign:
+        method, _ = start(config_for("structalign", loss=loss), 2)
+        assert isinstance(method, StructAlign)
+        old = torch.arange(4).repeat_interleave(3)
+        text, video = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(5))
+        method.memory = method.memory.add(text, old, video, old)
+        method.start_epoch(torch.Generator().manual_seed(1))
+        return method
+
+    text, video, category = ready()._pseudo_pairs(8)
+    unit_text, unit_video, same = ready(pseudo_normalised=True)._pseudo_pairs(8)
+    assert torch.equal(category, same)
+    torch.testing.assert_close(unit_text, normalize(text, dim=-1))
+    torch.testing.assert_close(unit_video, normalize(video, dim=-1))
+    paper, sharp = (ready(scl_scale=scale)._scl_scale(16) for scale in ("batch", "global"))
+    assert float(sharp.exp() / 16**0.5) == pytest.approx(float(paper.exp()))  # as sharp as global features are
+
+
 def test_terms_of_structalign_come_and_go_with_their_weights(tmp_path: Path) -> None:
     config = config_for("structalign", loss={"crp_weight": 0.0, "etf_weight": 0.0, "pseudo_weight": 0.0})
     method, data = start(config, 2)
