@@ -37,7 +37,15 @@ def divide(config: Config, clips: list[Clip], missing: list[str]) -> list[TaskSp
         return published_split(read_published(split_file(raw_folder(config), config.K)), clips, missing)
     rules = config.split
     return few_shot_split(
-        clips, config.K, rules.shots, config.seed, rules.order, missing, rules.validation, rules.categories_per_task
+        clips,
+        config.K,
+        rules.shots,
+        config.seed,
+        rules.order,
+        missing,
+        rules.validation,
+        rules.categories_per_task,
+        rules.imbalance,
     )
 
 

@@ -40,6 +40,9 @@ class SplitConfig(Section):
 
     shots: Positive
     """Training videos per category."""
+    imbalance: Annotated[float, Field(ge=1)] = 1.0
+    """How many times as many training videos the category with the most has as that with the fewest: counts fall from
+    shots by a constant factor, in an order drawn from the seed. 1: all have as many."""
     order: Literal["shuffled", "given"]
     """Order in which categories become tasks."""
     validation: Count

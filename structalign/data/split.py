@@ -75,6 +75,7 @@ def few_shot_split(
     missing: Collection[str] = (),
     validation: int = 0,
     categories_per_task: Sequence[int] | None = None,
+    imbalance: float = 1.0,
 ) -> list[TaskSplit]:
     """Divide the categories over tasks and draw few training clips of each; test clips are all kept.
 
@@ -96,6 +97,8 @@ def few_shot_split(
         Validation clips per category: from the category's own ones, or else from training clips that were not drawn.
     categories_per_task : sequence of int, optional
         Categories of each task; without it, all have as many, and K must divide the number of categories.
+    imbalance : float
+        How many times as many training clips the first category of a shuffled order has as the last.
 
     Returns
     -------
@@ -118,6 +121,7 @@ def few_shot_split(
     draw_seed = dict(zip(sorted(categories), seeds, strict=True))
     if order == "shuffled":
         categories = shuffle(sorted(categories), random_state=int(order_seed))
+    drawn = long_tail(sorted(categories), shots, imbalance, seed)
     pools = _pools(clips, missing)
     ends = list(accumulate(sizes))
     groups = [categories[end - size : end] for size, end in zip(sizes, ends, strict=True)]
@@ -126,9 +130,9 @@ def few_shot_split(
         chosen.append([])
         for category in group:
             train, test = pools[category, "train"], pools[category, "test"]
-            _check_enough(category, len(train), len(test), shots)
+            _check_enough(category, len(train), len(test), drawn[category])
             draw = partial(resample, replace=False, random_state=int(draw_seed[category]))
-            shown = draw(sorted(train, key=lambda clip: clip.id), n_samples=shots)
+            shown = draw(sorted(train, key=lambda clip: clip.id), n_samples=drawn[category])
             chosen[-1] += [*shown, *test]
             if validation:
                 spare = pools[category, "val"] or _left_over(train, shown)
@@ -139,6 +143,14 @@ def few_shot_split(
     return [
         replace(split, missing=[clip.id for clip in left_out]) for split, left_out in zip(splits, gone, strict=True)
     ]
+
+
+def long_tail(categories: Sequence[str], shots: int, imbalance: float, seed: int) -> dict[str, int]:
+    """Number of training clips of each category: from `shots` down to `shots / imbalance`, by a constant factor."""
+    order = np.random.default_rng([seed, len(categories)]).permutation(len(categories))
+    last = max(1, len(categories) - 1)
+    counts = (max(1, round(shots * imbalance ** (-int(place) / last))) for place in order)
+    return dict(zip(categories, counts, strict=True))
 
 
 def read_missing(path: str | Path, clips: list[Clip]) -> list[str]:

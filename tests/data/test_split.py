@@ -376,3 +376,16 @@ def test_a_missing_clip_that_the_manifest_does_not_know(here: Path) -> None:
     (here / "missing.json").write_text(json.dumps([{"clip": "other", "video": "a.mp4", "reason": "truncated"}]))
     with refused("other is not in the manifest"):
         read_missing("missing.json", clips_of(1))
+
+
+def test_a_long_tail_falls_by_a_constant_factor_and_keeps_what_is_drawn() -> None:
+    clips = clips_of(5, train=16, test=2)
+    even, uneven, other = (
+        few_shot_split(clips, 5, 16, seed, imbalance=ratio) for seed, ratio in ((0, 1), (0, 8), (1, 8))
+    )
+    counts = {split.categories[0].name: len(split.train) for split in uneven}
+    assert sorted(counts.values(), reverse=True) == [16, 10, 6, 3, 2]  # 16 * 8 ** (-n / 4)
+    assert counts != {split.categories[0].name: len(split.train) for split in other}
+    for full, less in zip(even, uneven, strict=True):
+        assert {sample.clip for sample in less.train} <= {sample.clip for sample in full.train}
+        assert less.test == full.test
