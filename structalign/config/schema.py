@@ -77,8 +77,8 @@ class BackboneConfig(Section):
 class ModelConfig(Section):
     """Adapters (METHOD.md, section 2)."""
 
-    vision_adapter: Literal["frame_fusion", "lora", "mlp_moe", "none"]
-    """What trains in the vision tower: attention between neighbouring frames, LoRA, expert MLPs, or nothing."""
+    vision_adapter: Literal["frame_fusion", "lora", "mlp_moe", "prompts", "none"]
+    """What trains in the vision tower: attention between frames, LoRA, expert MLPs, prompts, or nothing."""
     adapter_layers: Count | Literal["all"]
     """How many of the last vision blocks carry an adapter; all: every one."""
     vision_rank: Positive
@@ -86,8 +86,12 @@ class ModelConfig(Section):
     video_pooling: Literal["mean", "text", "proxies"] = "mean"
     """What a video's frames become: their mean; a vector for each text that attends to them (method xpool); or one
     vector from a pass of all frames at once, with four proxy tokens that see all of them (method clip_vip)."""
-    text_adapter: Literal["lora_moe", "lora", "mlp_moe", "none"]
-    """What trains in the text tower: a mixture of LoRA experts, LoRA, expert MLPs, or nothing."""
+    text_adapter: Literal["lora_moe", "lora", "mlp_moe", "prompts", "none"]
+    """What trains in the text tower: a mixture of LoRA experts, LoRA, expert MLPs, prompts, or nothing."""
+    general_prompts: Positive = 5
+    """`prompts`: how many all tasks share, in each of the first two blocks."""
+    expert_prompts: Positive = 8
+    """`prompts`: how many each task has of its own, in each of the next three blocks."""
     experts: Positive
     """LoRA experts per projection, E; of `mlp_moe`, experts per block."""
     top_k: Positive

@@ -33,15 +33,19 @@ from structalign.model.clip import (
 )
 from structalign.model.fast_clip import fuse_quick_gelu, skip_last_patches
 from structalign.model.mlp_moe import RoutedExperts
+from structalign.model.prompts import PromptedAttention
 from structalign.model.text_pooling import TextPooling
 from structalign.model.video_proxies import VideoProxies, embed_patches
 from structalign.util.errors import UserError
 
 Trainable = Literal["adapters", "all"]
 
-_OF_A_TASK = re.compile(r"(?:^|\.)(?:prototypes|routers|noises)\.(\d+)$")
+_OF_A_TASK = re.compile(r"(?:^|\.)(?:prototypes|routers|noises|prompts)\.(\d+)$")
 """Names of the parameters that exist once a task, with the task's number less 1."""
 
+
+_GENERAL_BLOCKS, _EXPERT_BLOCKS = 2, 3
+"""Blocks of a tower with prompts that all tasks share, and after them with prompts of each task."""
 
 _TRAINED_WITH_CLIP = ("clip.", "text_pooling.", "proxies.")
 
@@ -151,6 +155,10 @@ class Retriever(nn.Module):
         self._stem_blocks = len(blocks)
         if kind == "none":
             return
+        if kind == "prompts":
+            self._stem_blocks = 0
+            self._attach_prompts(blocks, num_tasks)
+            return
         layers = len(blocks) if model.adapter_layers == "all" else model.adapter_layers
         if layers > len(blocks):
             raise UserError(f"model.adapter_layers = {layers}: {self.info.name} has {len(blocks)} vision blocks")
@@ -181,12 +189,22 @@ class Retriever(nn.Module):
             at_end=at_end,
         )
 
+    def _attach_prompts(self, blocks: Sequence[Any], num_tasks: int) -> None:
+        """Shared prompts in the first two blocks, those of each task in the next three."""
+        for block in blocks[:_GENERAL_BLOCKS]:
+            block.attn = PromptedAttention(block.attn, self.model.general_prompts, None, self.context)
+        for block in blocks[_GENERAL_BLOCKS : _GENERAL_BLOCKS + _EXPERT_BLOCKS]:
+            block.attn = PromptedAttention(block.attn, self.model.expert_prompts, num_tasks, self.context)
+
     def _attach_text(self, num_tasks: int) -> None:
         kind, model = self.model.text_adapter, self.model
         self.prototypes = nn.ParameterList()
         if kind == "none":
             return
         blocks = self._blocks(text_tower(self.clip), "text_adapter")
+        if kind == "prompts":
+            self._attach_prompts(blocks, num_tasks)
+            return
         if kind == "mlp_moe":
             for block in blocks:
                 self._attach_routed(block, model.rank, num_tasks, at_end=True)

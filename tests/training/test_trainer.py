@@ -68,9 +68,10 @@ def config_for(method: str, variant: str = "method", **changes: Any) -> Config:
     """The default parameters, with a method's own, a variant's, and those of a tiny training."""
     values = params(f"variant={variant}")
     own = yaml.safe_load((ROOT / f"conf/method/{method}.yaml").read_text())
+    rate = 5e-2 if method == "dual_prompts" else 5e-3  # prompts alone have little say in a model drawn at random
     tiny = {
         "model": {"adapter_layers": 1, "experts": 4, "rank": 4, "vision_rank": 4, "lora_alpha": 8},
-        "train": {"epochs": 4, "batch_size": 8, "lr_clip": 1e-3, **dict.fromkeys(RATES, 5e-3)},
+        "train": {"epochs": 4, "batch_size": 8, "lr_clip": 1e-3, **dict.fromkeys(RATES, rate)},
     }
     for section in (own, tiny, changes):
         for key, value in section.items():

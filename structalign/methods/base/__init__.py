@@ -1,6 +1,7 @@
-"""What methods build on: the interface, batches and loss terms, and the bases for adapters and for all of CLIP."""
+"""What methods build on: the interface, batches and loss terms; adapters, StructAlign's terms, all of CLIP."""
 
 from structalign.methods.base.adapters import AdapterMethod
+from structalign.methods.base.aligned import AlignedMethod
 from structalign.methods.base.batch import Batch, joint_text, joint_video
 from structalign.methods.base.distillation import DistillationMethod
 from structalign.methods.base.full import FullMethod
@@ -9,6 +10,7 @@ from structalign.methods.base.terms import Term, Terms, total
 
 __all__ = [
     "AdapterMethod",
+    "AlignedMethod",
     "Batch",
     "DistillationMethod",
     "FullMethod",
