@@ -33,7 +33,10 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train.epohcs=3", "train.epohcs: no such key; is train.epochs meant?"),
         ("epochs=3", "epochs: no such key; is train.epochs meant?"),
         ("methd=lwf", "methd: no such key; is method meant?"),
-        ("method=structalgn", "method=structalgn: no such choice; is structalign meant? (there are clip_vip, dual_prompts, "),
+        (
+            "method=structalgn",
+            "method=structalgn: no such choice; is structalign meant? (there are clip_vip, dual_prompts, ",
+        ),
     ],
 )
 def test_the_line_has_the_right_form(target: Path, override: str, said: str) -> None:
