@@ -40,7 +40,7 @@ class SplitConfig(Section):
 
     shots: Positive
     """Training videos per category."""
-    imbalance: Annotated[float, Field(ge=1)] = 1.0
+    imbalance: Annotated[float, Field(ge=1)]
     """How many times as many training videos the category with the most has as that with the fewest: counts fall from
     shots by a constant factor, in an order drawn from the seed. 1: all have as many."""
     order: Literal["shuffled", "given"]
@@ -161,12 +161,12 @@ class LossConfig(Section):
     """Whether pseudo pairs of old classes join the ETF term as well."""
     pseudo_balanced: bool
     """True: old classes are drawn alike. False: in proportion to their training samples."""
-    pseudo_same_class: Literal["negative", "masked", "positive"] = "negative"
+    pseudo_same_class: Literal["negative", "masked", "positive"]
     """What two pseudo pairs of one class are to each other: negatives as in the paper, though nothing tells them
     apart; left out; or positives."""
-    pseudo_normalised: bool = False
+    pseudo_normalised: bool
     """Whether pseudo features are scaled to length 1, as real ones are; the paper takes them as drawn."""
-    scl_scale: Literal["batch", "global"] = "batch"
+    scl_scale: Literal["batch", "global"]
     """Scale of the word-frame loss's logits: exp(4.60) / sqrt(batch size) as in the paper, or exp(4.60) as in the
     contrastive loss of the methods that use global features."""
     distill_weight: Weight

@@ -1,7 +1,8 @@
 """Weather of the built-in benchmark: under what conditions a family is filmed.
 
-It hides nothing that a caption says, but CLIP's stills never showed it, so that features are off until a model
-adapts. Every weather needs an adaptation of its own, as the cameras, lights and places of real categories do.
+It changes the look of what a caption names, and CLIP's stills never showed it, so that features are off until a
+model adapts. Some of it covers a part of the picture. Every weather needs an adaptation of its own, as the cameras,
+lights and places of real categories do.
 """
 
 from __future__ import annotations

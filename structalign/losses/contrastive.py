@@ -245,18 +245,16 @@ def _relate(mode: SameVideo, which: Tensor | None) -> _Relation:
 
 def _relate_apart(one: _Relation, other: _Relation, sizes: tuple[int, int], device: torch.device) -> _Relation:
     """Relate two groups of pairs that are negatives of each other."""
-    nobody = positive = None
-    if one.nobody is not None or other.nobody is not None:
-        empty = [torch.zeros(size, size, dtype=torch.bool, device=device) for size in sizes]
-        parts = (
-            blank if part is None else part for part, blank in zip((one.nobody, other.nobody), empty, strict=True)
+
+    def both(first: Tensor | None, second: Tensor | None, diagonal: bool) -> Tensor | None:
+        if first is None and second is None:
+            return None
+        blanks = (torch.eye(size, dtype=torch.bool, device=device) & diagonal for size in sizes)
+        return torch.block_diag(
+            *(blank if part is None else part for part, blank in zip((first, second), blanks, strict=True))
         )
-        nobody = torch.block_diag(*parts)
-    if one.positive is not None or other.positive is not None:
-        own = [torch.eye(size, dtype=torch.bool, device=device) for size in sizes]
-        parts = (eye if part is None else part for part, eye in zip((one.positive, other.positive), own, strict=True))
-        positive = torch.block_diag(*parts)
-    return _Relation(nobody, positive)
+
+    return _Relation(both(one.nobody, other.nobody, False), both(one.positive, other.positive, True))
 
 
 def _one_way(logits: Tensor, relation: _Relation) -> Tensor:
