@@ -12,6 +12,7 @@ CLIP = Path("models/clip")
 SUMMARY = Path("metrics/summary.json")
 TRIAL = Path("metrics/trial.json")
 PLOTS = Path("plots")
+RECALL_BY_TASK = PLOTS / "recall_by_task.csv"
 
 
 def split(task: int) -> Path:

@@ -5,9 +5,11 @@
     structalign compare --data msrvtt --K 20 --executor slurm --partition gpu --gpus 1 --time 12:00:00
     structalign compare --data actnet -S data.videos=/path/to/videos
     structalign compare --study ablation          the choices within StructAlign, one by one
+    structalign compare --quick --jobs 2          for runs of minutes: a process a run, whose numbers alone are kept
 
 A study is a file in conf/study/: a label and its overrides per line. Each run is an experiment of DVC's, made in a
 clone of its own. What the project has does not run again; what failed is named, and runs again at the next call.
+With --quick a run is one process in place of a dozen, and its numbers go to .cache/quick in place of an experiment.
 Results come as runs.csv, table.md, figure.png and by_task.png in plots/compare.
 """
 
@@ -21,8 +23,8 @@ from pathlib import Path
 import pandas as pd
 
 from structalign.experiments import executors
-from structalign.experiments.batch import run_missing
-from structalign.experiments.results import dvc_cache, finished, read_curve, read_summary
+from structalign.experiments.batch import results_of, run_missing
+from structalign.experiments.results import Results, dvc_cache
 from structalign.experiments.run import Place
 from structalign.experiments.source import Source
 from structalign.experiments.study import Run, read_study, runs_of, slug, words_of
@@ -39,15 +41,15 @@ NAMED = 6
 """Uncommitted files that are named; the others are counted."""
 
 
-def collect(runs: list[Run], project: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def collect(runs: list[Run], results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read the summaries of the runs that the project has, and their recall by task."""
-    present = finished(project)
+    present = results.names()
     rows, curves = [], []
     for run in (run for run in runs if run.name in present):
-        summary = read_summary(project, present[run.name])
+        summary = results.summary(run.name)
         cost = known_cost(summary.get("training", ""))
         rows.append({"label": run.label, "seed": run.seed, "experiment": run.name, **summary, **cost})
-        curves.append(read_curve(run.name).assign(label=run.label, seed=run.seed))
+        curves.append(results.curve(run.name).assign(label=run.label, seed=run.seed))
     for seed in sorted({row["seed"] for row in rows}):
         # Another seed draws other data, so only runs of one seed must agree.
         check_same_data({row["experiment"]: row for row in rows if row["seed"] == seed})
@@ -98,6 +100,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=None, help="default: plots/compare/STUDY[-DATA][-K][-hash of other overrides]"
     )
+    parser.add_argument("--quick", action="store_true", help="one process a run, of which the numbers alone are kept")
     executors.add_arguments(parser)
     args = parse(parser)
     with errors_in_one_line(args.debug):
@@ -120,8 +123,8 @@ def compare(args: argparse.Namespace) -> None:
     seeds = seeds_of(args.seeds)
     # Seed by seed: so all labels are there to compare, if only for the first seeds, when time runs out.
     runs = runs_of(args.study, labels, common, seeds, place.source)
-    errors = run_missing(runs, place, resources)
-    table, curves = collect(runs, project)
+    errors = run_missing(runs, place, resources, args.quick)
+    table, curves = collect(runs, results_of(place, args.quick))
     if len(table):
         folder = args.output or Path("plots/compare") / output_name(args.study, common)
         write(table, curves, list(labels), next(iter(labels)), folder)

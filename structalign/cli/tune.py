@@ -5,8 +5,9 @@
     structalign tune --labels structalign,lwf --trials 50
 
 A trial runs a label with every tuning seed, each run as an experiment of DVC's in a clone of its own. Its value is
-the mean of --objective: recall on validation videos, never on the test set. Use other seeds for results. Trials that
-were killed are made again. Called again, it goes on, also with more trials, or beside another call elsewhere.
+the mean of --objective: recall on validation videos, never on the test set. Use other seeds for results. The first
+trial has the values that the label has untuned. Trials that were killed are made again. Called again, it goes on,
+also with more trials, or beside another call elsewhere.
 The best values become conf/tuned/LABEL.yaml, which `-S tuned=LABEL` adds to a run.
 
 With --quick a trial is one process that learns all tasks and measures R@1 on validation videos alone, and the worse
@@ -102,6 +103,7 @@ def run_trials(tunings: list[Tuning], trials: int, resources: executors.Resource
     """
     work = {}
     for tuning in tunings:
+        tuning.begin_with_defaults()
         done, begun = count(tuning), len(tuning.study().trials)
         log.info(f"{tuning.label}: {done} of {trials} trials are there")
         work.update({job.name: job for job in (Trial(tuning, begun + n) for n in range(trials - done))})

@@ -52,6 +52,15 @@ def max_forgetting(accuracy: Sequence[Sequence[float]], weights: Sequence[float]
     return _weighted([max(row[j] for row in rows[j:]) - last for j, last in enumerate(rows[-1][:-1])], weights)
 
 
+def learnt(accuracy: Sequence[Sequence[float]]) -> float:
+    """Mean of A[j, j] over the tasks: accuracy on each task right after it was learnt. Higher is better.
+
+    Also called learning accuracy (Riemer et al., 2019). Parameters and errors are those of `backward_forgetting`.
+    """
+    rows = _lower_triangle(accuracy)
+    return float(np.mean([row[j] for j, row in enumerate(rows)]))
+
+
 def forward_transfer(before: Sequence[float], untouched: Sequence[float]) -> float:
     """Forward transfer, FWT: how much learning earlier tasks helps tasks not yet learnt. Higher is better.
 

@@ -19,6 +19,7 @@ from structalign.evaluation.forgetting import (
     backward_forgetting,
     backward_transfer,
     forward_transfer,
+    learnt,
     max_forgetting,
 )
 
@@ -235,6 +236,18 @@ METRICS: tuple[Metric, ...] = (
         compute=lambda measured: backward_forgetting(measured.accuracy, measured.categories),
         headline=True,
         panel="Backward forgetting",
+    ),
+    Metric(
+        key="learnt_r1",
+        label="R@1 when learnt",
+        unit="%",
+        better="higher",
+        ideal=100,
+        range="0 to 100",
+        meaning="Mean over the tasks of R@1 within a task's own gallery, right after the task was learnt (learning "
+        "accuracy; Riemer et al., 2019): what a method learns, whatever it forgets later.",
+        compute=lambda measured: learnt(measured.accuracy),
+        headline=True,
     ),
     Metric(
         key="backward_transfer",

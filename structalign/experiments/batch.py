@@ -6,10 +6,11 @@ import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 
 from structalign.experiments.executors import Fleet, Resources
-from structalign.experiments.results import finished
-from structalign.experiments.run import Experiment, Place, Preparation, last_error
+from structalign.experiments.results import Experiments, QuickResults, Results
+from structalign.experiments.run import Experiment, Place, Preparation, QuickExperiment, last_error
 from structalign.experiments.study import SHARED_STAGES, Run, to_prepare
 from structalign.util.log import log, progress_bar
 
@@ -17,7 +18,7 @@ ARRIVAL_SECONDS = 15
 """How long a shared file system may take to show what another machine wrote."""
 
 
-def run_missing(runs: Sequence[Run], place: Place, resources: Resources) -> dict[str, str]:
+def run_missing(runs: Sequence[Run], place: Place, resources: Resources, quick: bool = False) -> dict[str, str]:
     """Run what the project does not have yet.
 
     Parameters
@@ -25,6 +26,8 @@ def run_missing(runs: Sequence[Run], place: Place, resources: Resources) -> dict
     runs : sequence of Run
     place : Place
     resources : Resources
+    quick : bool
+        Whether a run is one process, of which the project keeps the numbers alone.
 
     Returns
     -------
@@ -36,23 +39,30 @@ def run_missing(runs: Sequence[Run], place: Place, resources: Resources) -> dict
     UserError
         Before anything starts: if overrides do not compose, or the executor cannot be had.
     """
-    present = finished(place.source.project)
+    results = results_of(place, quick)
+    present = results.names()
     missing = [run for run in runs if run.name not in present]
     log.info(
         f"{len(runs) - len(missing)} of {len(runs)} runs are there" + (f": {len(missing)} to go" * bool(missing))
     )
     fleet = Fleet(resources, place.scratch)
     prepare(missing, place, fleet)
-    work = {run.name: Experiment(place, run.name, run.overrides) for run in missing}
+    job = QuickExperiment if quick else Experiment
+    work = {run.name: job(place, run.name, run.overrides) for run in missing}
     errors = {}
     with progress_bar(len(work), "runs", "run") as bar, closing(fleet.run(work)) as ended:
         for name in ended:
             bar.update()
-            if not _arrived(name, place, 0 if fleet.local else ARRIVAL_SECONDS):
-                path = place.log(name)
+            path = place.log(name)
+            if not _arrived(name, results, path, 0 if fleet.local else ARRIVAL_SECONDS):
                 errors[name] = last_error(path) or "it was killed"
                 log.error(f"{name}: {errors[name]} ({path})")
     return errors
+
+
+def results_of(place: Place, quick: bool) -> Results:
+    """Where the runs of a study, quick or not, are found."""
+    return QuickResults(place.source.project) if quick else Experiments(place.source.project)
 
 
 def prepare(runs: Sequence[Run], place: Place, fleet: Fleet) -> None:
@@ -76,10 +86,10 @@ def prepare(runs: Sequence[Run], place: Place, fleet: Fleet) -> None:
             pass
 
 
-def _arrived(name: str, place: Place, patience: float) -> bool:
+def _arrived(name: str, results: Results, log_path: Path, patience: float) -> bool:
     deadline = time.monotonic() + patience
-    while name not in finished(place.source.project):
-        if time.monotonic() >= deadline or last_error(place.log(name)):
+    while name not in results.names():
+        if time.monotonic() >= deadline or last_error(log_path):
             return False
         time.sleep(1)
     return True

@@ -1,18 +1,25 @@
-"""Experiments that a project has, and what they measured."""
+"""Runs that a project has, and what they measured: experiments of DVC's, and quick runs."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from structalign import paths
 from structalign.experiments.source import git
 from structalign.util.errors import UserError
+from structalign.util.files import fresh_dir, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+QUICK = Path(".cache/quick")
+"""A folder for each quick run that has ended, beside what DVC keeps."""
 
 _REFERENCE = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)")
 
@@ -35,28 +42,88 @@ def dvc_cache(project: Path) -> Path:
         raise UserError(" ".join(str(error).split())) from None
 
 
-def read_summary(project: Path, reference: str) -> dict[str, Any]:
-    """Read an experiment's `metrics/summary.json`."""
-    return json.loads(git("show", f"{reference}:metrics/summary.json", folder=project))
+class Results(Protocol):
+    """Where finished runs are found by their names."""
+
+    def names(self) -> set[str]:
+        """All finished runs."""
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """What a run wrote to `metrics/summary.json`."""
+
+    def curve(self, name: str) -> pd.DataFrame:
+        """What a run wrote to `plots/recall_by_task.csv`."""
 
 
-def read_curve(name: str) -> pd.DataFrame:
-    """Read an experiment's recall by task, of which DVC's cache holds the file.
+@dataclass(frozen=True)
+class Experiments:
+    """The experiments of a project that DVC keeps.
 
-    Raises
-    ------
-    UserError
-        If the cache no longer has it.
+    Attributes
+    ----------
+    project : Path
     """
-    import dvc.api  # these take a second, and a run needs none of them
-    import pandas as pd
-    from dvc.exceptions import DvcException
 
-    try:
-        return pd.read_csv(io.StringIO(dvc.api.read("plots/recall_by_task.csv", rev=name)))
-    except (DvcException, FileNotFoundError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{name}: its files are no longer in DVC's cache ({reason}); "
-            f"`dvc exp remove {name}`, and it will run again"
-        ) from None
+    project: Path
+
+    def names(self) -> set[str]:
+        """All experiments, under whatever commit."""
+        return set(finished(self.project))
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """Read a run's summary from its commit."""
+        reference = finished(self.project)[name]
+        return json.loads(git("show", f"{reference}:{paths.SUMMARY}", folder=self.project))
+
+    def curve(self, name: str) -> pd.DataFrame:
+        """Read a run's recall by task, which DVC's cache holds.
+
+        Raises
+        ------
+        UserError
+            If the cache no longer has it.
+        """
+        import dvc.api  # these take a second, and a run needs none of them
+        import pandas as pd
+        from dvc.exceptions import DvcException
+
+        try:
+            return pd.read_csv(io.StringIO(dvc.api.read(str(paths.RECALL_BY_TASK), rev=name)))
+        except (DvcException, FileNotFoundError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{name}: its files are no longer in DVC's cache ({reason}); "
+                f"`dvc exp remove {name}`, and it will run again"
+            ) from None
+
+
+@dataclass(frozen=True)
+class QuickResults:
+    """What quick runs left in the project.
+
+    Attributes
+    ----------
+    project : Path
+    """
+
+    project: Path
+
+    def names(self) -> set[str]:
+        """All quick runs that have ended."""
+        return {path.parent.name for path in (self.project / QUICK).glob(f"[!.]*/{paths.SUMMARY.name}")}
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """Read a run's summary."""
+        return read_json(self.project / QUICK / name / paths.SUMMARY.name)
+
+    def curve(self, name: str) -> pd.DataFrame:
+        """Read a run's recall by task."""
+        import pandas as pd
+
+        return pd.read_csv(self.project / QUICK / name / paths.RECALL_BY_TASK.name)
+
+    def keep(self, name: str, folder: Path) -> None:
+        """Take over what a run in `folder` has measured."""
+        with fresh_dir(self.project / QUICK / name) as kept:
+            for path in (paths.SUMMARY, paths.RECALL_BY_TASK):
+                shutil.copyfile(folder / path, kept / path.name)

@@ -24,8 +24,9 @@ import psutil
 from filelock import FileLock
 from submitit.helpers import DelayedSubmission
 
-from structalign.experiments.results import finished
+from structalign.experiments.results import Experiments, QuickResults, finished
 from structalign.experiments.source import Source, git
+from structalign.experiments.study import SHARED_STAGES
 from structalign.util.errors import UserError
 from structalign.util.files import PROJECT_VARIABLE
 
@@ -196,7 +197,7 @@ class Experiment(Job):
 
     def is_done(self) -> bool:
         """Whether the project has the experiment."""
-        return self.name in finished(self.place.source.project)
+        return self.name in Experiments(self.place.source.project).names()
 
     def work(self, folder: Path) -> None:
         """Run the chain and hand the experiment over."""
@@ -204,6 +205,30 @@ class Experiment(Job):
         self.place.call(self.name, folder, "dvc", "exp", "run", "--name", self.name, *settings)
         made = finished(folder)[self.name]
         git("push", "--quiet", "origin", f"{made}:{made}", folder=folder)
+
+
+@dataclass(frozen=True)
+class QuickExperiment(Job):
+    """All tasks in one process, whose numbers alone go to the project.
+
+    Attributes
+    ----------
+    overrides : tuple of str
+        As `dvc exp run -S` takes them.
+    """
+
+    overrides: tuple[str, ...]
+
+    def is_done(self) -> bool:
+        """Whether the project has its numbers."""
+        return self.name in QuickResults(self.place.source.project).names()
+
+    def work(self, folder: Path) -> None:
+        """Take what runs share from DVC's cache, run the rest, and hand the numbers over."""
+        self.place.call(self.name, folder, "structalign", "params", *self.overrides)
+        self.place.call(self.name, folder, "dvc", "repro", *SHARED_STAGES)
+        self.place.call(self.name, folder, "stages.quick")
+        QuickResults(self.place.source.project).keep(self.name, folder)
 
 
 @dataclass(frozen=True)

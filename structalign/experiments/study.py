@@ -153,7 +153,7 @@ def to_prepare(runs: Sequence[Run]) -> tuple[tuple[str, ...], ...]:
     keys = sorted(shared_parameters(Path("dvc.yaml")))
     variants: dict[str, tuple[str, ...]] = {}
     for run, parameters in zip(runs, composed(runs).values(), strict=True):
-        variants.setdefault(json.dumps([_value(parameters, key) for key in keys]), run.overrides)
+        variants.setdefault(json.dumps([value_of(parameters, key) for key in keys]), run.overrides)
     return tuple(variants.values())
 
 
@@ -170,7 +170,8 @@ def shared_parameters(path: Path) -> set[str]:
     return found
 
 
-def _value(parameters: dict[str, Any], key: str) -> Any:
+def value_of(parameters: dict[str, Any], key: str) -> Any:
+    """Look up a key such as `loss.etf_weight`; an empty dict if it is not there."""
     for part in key.split("."):
         parameters = parameters.get(part, {})
     return parameters

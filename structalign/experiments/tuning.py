@@ -27,9 +27,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from submitit.helpers import DelayedSubmission
 
-from structalign.experiments.results import finished, read_summary
+from structalign.experiments.results import Experiments
 from structalign.experiments.run import STARTED, Experiment, Job, Place, note
-from structalign.experiments.study import SHARED_STAGES, Run, make_run, read_yaml
+from structalign.experiments.study import SHARED_STAGES, Run, composed, make_run, read_yaml, value_of
 from structalign.paths import TRIAL
 from structalign.util.errors import UserError
 
@@ -97,6 +97,13 @@ def _distribution(value: Any, place: str) -> BaseDistribution:
     except (TypeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{place}: must be a list, or low and high with log or step ({reason})") from None
+
+
+def _offers(domain: BaseDistribution, value: Any) -> bool:
+    """Whether a value is among those that are searched."""
+    if isinstance(domain, CategoricalDistribution):
+        return value in domain.choices
+    return isinstance(value, int | float) and domain.low <= value <= domain.high  # type: ignore[attr-defined]
 
 
 def middle(space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
@@ -185,6 +192,19 @@ class Tuning:
         chosen = [*self.overrides, *(f"{key}={json.dumps(value)}" for key, value in values.items())]
         return [make_run(["tune", self.label], self.label, seed, chosen, self.place.source) for seed in self.seeds]
 
+    def begin_with_defaults(self) -> None:
+        """Let the first trial have the values that the label has untuned.
+
+        Values outside of what is searched are left to the sampler.
+        """
+        study = self.study()
+        if study.get_trials(deepcopy=False):
+            return
+        run = make_run(["tune", self.label], self.label, self.seeds[0], self.overrides, self.place.source)
+        parameters = composed([run])[run.name]
+        values = {key: value_of(parameters, key) for key in self.space}
+        study.enqueue_trial({key: value for key, value in values.items() if _offers(self.space[key], value)})
+
     def trial_lock(self, number: int) -> FileLock:
         """Tell whether a trial is under way: its job holds this lock."""
         locks = self.place.scratch / "locks"
@@ -253,7 +273,7 @@ class Trial:
         measured = []
         for run in tuning.runs(values):
             Experiment(tuning.place, run.name, run.overrides).do()
-            summary = read_summary(tuning.place.source.project, finished(tuning.place.source.project)[run.name])
+            summary = Experiments(tuning.place.source.project).summary(run.name)
             measured.append(objective_in(summary, tuning.objective))
         return statistics.mean(measured)
 

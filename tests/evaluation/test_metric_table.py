@@ -41,7 +41,7 @@ def test_metrics_by_hand() -> None:
     assert values == pytest.approx(
         {
             "r1": 25, "r5": 50, "r10": 75, "medr": 4, "meanr": 5, "mean_r1": 37.5,
-            "bwf": 10, "backward_transfer": -10, "max_forgetting": 10, "forward_transfer": 2,
+            "bwf": 10, "learnt_r1": 40, "backward_transfer": -10, "max_forgetting": 10, "forward_transfer": 2,
             "r1_ceiling": 75, "zero_shot_r1": 25, "chance_r1": 2.5,
             "v2t_r1": 50, "v2t_r5": 75, "v2t_r10": 100, "v2t_medr": 1.5, "v2t_meanr": 2.75,
         }

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from structalign.experiments.results import finished, read_summary
+from structalign.experiments.results import Experiments, QuickResults, finished
 from structalign.experiments.run import RUN_VARIABLE
 from tests.helpers.light_chain import LightProject, wait_until
 
@@ -27,14 +27,14 @@ def project(tmp_path: Path) -> LightProject:
 
 def numbers(project: LightProject) -> dict[str, float]:
     """R@1 of every experiment that the project has."""
-    present = finished(project.folder)
-    return {name: read_summary(project.folder, reference)["r1"] for name, reference in present.items()}
+    results = Experiments(project.folder)
+    return {name: results.summary(name)["r1"] for name in results.names()}
 
 
 def family_of_a_training(project: LightProject) -> list[psutil.Process]:
     """The job of a run that is in training, with everything below it."""
     wait_until(lambda: any(psutil.pid_exists(number) for number in project.trainings()))
-    training = psutil.Process(project.trainings()[0])
+    training = psutil.Process(next(filter(psutil.pid_exists, project.trainings())))
     job = next(parent for parent in training.parents() if "submitit.core._submit" in parent.cmdline())
     return [job, *job.children(recursive=True)]
 
@@ -81,6 +81,29 @@ def test_a_study_runs_once_and_only_what_is_new_runs_later(project: LightProject
     assert len(numbers(project)) == 7
     name = next(iter(set(numbers(project)) - set(second)))
     assert project.git("show", f"{finished(project.folder)[name]}:stages/new.py") == "NEW = 1\n"
+
+
+def test_a_quick_study_measures_the_same_keeps_numbers_alone_and_goes_on(project: LightProject) -> None:
+    slow, quick = ("compare", "--study", "light", "--seeds", "0"), ("--quick", "--jobs", "2")
+    status, printed = project.call(*slow)
+    assert status == 0, printed
+    table, before = (project.folder / "plots/compare/light/runs.csv").read_text(), numbers(project)
+    (project.folder / "hold").touch()
+    runner = project.start(*slow, *quick)
+    for process in family_of_a_training(project):
+        process.send_signal(signal.SIGKILL)
+    (project.folder / "hold").unlink()
+    printed, _ = runner.communicate(timeout=500)
+    assert runner.returncode == 1
+    assert "1 of 3 runs are missing" in printed
+    results = QuickResults(project.folder)
+    assert {name: results.summary(name)["r1"] for name in results.names()}.items() < before.items()
+    trained = project.calls("train")
+    status, printed = project.call(*slow, *quick)
+    assert status == 0, printed
+    assert project.calls("train") == trained + 1
+    assert (project.folder / "plots/compare/light/runs.csv").read_text() == table
+    assert numbers(project) == before
 
 
 def test_a_killed_run_is_named_and_runs_at_the_next_call(project: LightProject) -> None:

@@ -36,11 +36,12 @@ TUNE = ("tune", "--study", "light", "--seeds", "100", "--trials", "2", "--jobs",
 def test_every_method_that_trains_searches_the_rates_that_it_has() -> None:
     space = read_space("methods")
     trained = {name for name in method_names() if method_class(name).trains}
-    assert set(space.labels) == trained
-    for name, searched in space.spaces.items():
+    methods = {label: settings[0].removeprefix("method=") for label, settings in space.labels.items()}
+    assert set(methods.values()) == trained
+    for label, searched in space.spaces.items():
         rates = {key for key in searched if key.startswith("train.lr_")}
-        own = {"train.lr_clip"} if method_class(name).trains_clip else {"train.lr_first", "train.lr_later"}
-        assert rates == own, name
+        own = {"train.lr_clip"} if method_class(methods[label]).trains_clip else {"train.lr_first", "train.lr_later"}
+        assert rates == own, label
 
 
 @pytest.fixture

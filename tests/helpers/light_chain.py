@@ -66,6 +66,13 @@ for task in range(1, 5):
     time.sleep(1.5)
 """
 
+QUICK = """
+import subprocess, sys
+
+for stage in ("train", "report"):
+    subprocess.run([sys.executable, "-m", "stages.light", stage], check=True)
+"""
+
 CHAIN = {
     "split": {"params": ["K", "seed", "data", "split", "etf"], "outs": ["data/split"]},
     "train": {"deps": ["data/split"], "params": ["seed", "method", "loss"], "outs": ["models/task-01"]},
@@ -103,6 +110,7 @@ class LightProject:
         self.write("dvc.yaml", yaml.safe_dump({"stages": stages}, sort_keys=False))
         self.write("stages/light.py", STAGE)
         self.write("stages/trial.py", TRIAL)
+        self.write("stages/quick.py", QUICK)
         self.write("conf/study/light.yaml", yaml.safe_dump(STUDY, sort_keys=False))
         self.write(".gitignore", (folder / ".gitignore").read_text() + "/calls\n/hold\n/training-*\n")
         status, printed = self.call("params")

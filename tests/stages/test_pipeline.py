@@ -112,6 +112,15 @@ def test_a_quick_trial_measures_what_the_chain_does(project: Project, tmp_path: 
     assert copy.json("metrics/trial.json") == [row["val_r1"] for row in rows]
 
 
+def test_a_quick_run_measures_what_the_chain_does(project: Project, tmp_path: Path) -> None:
+    copy = Project(shutil.copytree(project.folder, tmp_path / "quick", symlinks=True))
+    for name in ("metrics/summary.json", "plots/recall_by_task.csv"):
+        (copy.folder / name).unlink()
+    copy.run(sys.executable, "-m", "stages.quick")
+    for name in ("metrics/summary.json", "plots/recall_by_task.csv"):
+        assert (copy.folder / name).read_text() == (project.folder / name).read_text()
+
+
 def test_a_loss_weight_reruns_training_evaluation_and_report_alone(project: Project) -> None:
     project.run(sys.executable, "-m", "structalign", "params", "K=2", *TINY, "loss.etf_weight=0.5")
     would = project.run("dvc", "status", "--json")
