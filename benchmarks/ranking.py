@@ -1,14 +1,15 @@
 """Ranking as the gallery grows: time per query, memory above the features, and what two stages find.
 
-    python -m benchmarks.ranking growth     1k, 10k and 100k videos in full; 100k and 1M in two stages
+    python -m benchmarks.ranking growth     1,000 to 1,000,000 videos, in full and in two stages, with a figure
     python -m benchmarks.ranking recall     two stages against the full ranking, as M grows
     python -m benchmarks.ranking target     5,000 queries against 5,000 videos of 24 frames
 
 Galleries are made up: videos cluster around topics, frames around their video, and a query's words around the frames
 of one video, with noise that makes finding it hard. They lie as half-precision safetensors in a folder (--folder,
-12 KB a video at 12 frames; it is removed at the end) and are mapped from there, as stored galleries are. Every
-measurement has a process of its own. Encoding queries is not part of it. Seconds are processor time, as the machine
-may be doing other work; waiting for a disk that does not hold its files in memory would come on top.
+12 KB a video; it is removed at the end) and are mapped from there, as stored galleries are. Every measurement has a
+process of its own; in `growth`, queries come one at a time, as a search has them. Encoding queries is not part of it.
+Seconds are processor time, as the machine may be doing other work; waiting for a disk that does not hold its files in
+memory would come on top.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
 
+import matplotlib.pyplot as plt
+import pandas as pd
+import psutil
+import seaborn as sns
 import torch
 from torch import Tensor, nn
 
@@ -31,20 +36,27 @@ from structalign.config.schema import EvaluateConfig, SimilarityConfig
 from structalign.evaluation import metrics
 from structalign.evaluation.evaluate import rank, recall_over_all, recall_within_task, video_to_text
 from structalign.retrieval.gallery import TaskGallery
+from structalign.retrieval.index import FaissIndex
 from structalign.retrieval.ranker import Ranker
 from structalign.util.checkpoint import load_tensors
 
-WIDTH, WORDS = 512, 14
+WIDTH, WORDS, FRAMES = 512, 14, 12
 CANDIDATES = 100
 Index = Literal["flat", "faiss"]
 TOPIC_SIZE = 50
 """Videos that share a topic."""
+
+MOST = {(None, "flat"): 100_000, (CANDIDATES, "flat"): 1_000_000, (CANDIDATES, "faiss"): 1_000_000}
+"""Up to how many videos each way of ranking is measured: in full, a million take minutes a query."""
+
+GROWTH = Path("docs/figures/growth.png")
 
 
 class StoredWords(nn.Module):
     """Stands in for a retriever: its `tokenize` takes query numbers, its `encode_text` looks their words up."""
 
     reads_by_task = False
+    text_pooling = None
 
     def __init__(self, words: Tensor) -> None:
         super().__init__()
@@ -104,20 +116,33 @@ def evaluation(rerank: int | None, index: Index) -> EvaluateConfig:
 SIMILARITY = SimilarityConfig(pooling="max", alpha=0.5)
 
 
-def measure_growth(path: Path, rerank: int | None, index: Index) -> dict[str, Any]:
-    """Preparation, time per query (median over three runs) and memory of one way of ranking."""
-    retriever, gallery = load(path)
-    seconds = []
+def build_index(path: Path) -> dict[str, Any]:
+    """Time, memory and bytes of the index that is stored beside a gallery."""
+    _, gallery = load(path)
     with PeakMemory() as memory:
         start = time.process_time()
+        gallery.faiss_index().save(path.with_suffix(".faiss"))
+        seconds = time.process_time() - start
+    return {"seconds": seconds, "memory": memory.above, "bytes": path.with_suffix(".faiss").stat().st_size}
+
+
+def measure_growth(path: Path, rerank: int | None, index: Index) -> dict[str, Any]:
+    """Loading, time of a single query (median) and memory of one way of ranking."""
+    with PeakMemory() as memory:
+        start = time.process_time()
+        retriever, gallery = load(path)
+        if index == "faiss":
+            gallery.index = FaissIndex.load(path.with_suffix(".faiss"))
         ranker = Ranker(retriever, [gallery], SIMILARITY, evaluation(rerank, index))  # type: ignore[arg-type]
-        prepared = time.process_time() - start
-        for _ in range(3):
+        loaded = time.process_time() - start
+        seconds, found = [], []
+        for query in gallery.queries:
             start = time.process_time()
-            scores = ranker.scores(gallery.queries)
-            seconds.append((time.process_time() - start) / len(gallery.queries))
-    recall = metrics.recall(scores, torch.tensor(gallery.target))
-    return {"prepared": prepared, "seconds": median(seconds), "memory": memory.above, **recall}
+            found.append(ranker.scores([query]))
+            seconds.append(time.process_time() - start)
+        resident = psutil.Process().memory_info().rss / 2**20
+    recall = metrics.recall(torch.cat(found), torch.tensor(gallery.target))
+    return {"loaded": loaded, "seconds": median(seconds), "memory": memory.above, "resident": resident, **recall}
 
 
 def measure_recall(path: Path) -> list[dict[str, Any]]:
@@ -158,26 +183,46 @@ def apart(measurement: str, path: Path, *arguments: object) -> Any:
 
 
 def growth(folder: Path, largest: int) -> None:
-    print("videos     frames  way        queries  prepare s  ms/query  MB above   R@1  R@10")
-    full, flat, faiss = (None, "flat"), (CANDIDATES, "flat"), (CANDIDATES, "faiss")
-    plans: list[tuple[int, int, int, list[tuple[int | None, str]]]] = [
-        (1_000, 12, 64, [full, flat, faiss]),
-        (10_000, 12, 64, [full, flat, faiss]),
-        (100_000, 12, 8, [full, flat, faiss]),
-        (1_000_000, 6, 8, [flat, faiss]),  # 6 frames: 6 GB, which stay in the page cache beside other work
-    ]
-    for videos, frames, queries, ways in plans:
+    rows: list[dict[str, Any]] = []
+    print("videos     way        queries  load s  ms/query  MB above  MB resident   R@1  R@10")
+    for videos, queries in ((1_000, 100), (10_000, 100), (100_000, 100), (1_000_000, 100)):
         if videos > largest:
             continue
         path = folder / f"{videos}.safetensors"
-        write_gallery(path, videos, frames, queries)
-        for rerank, index in ways:
+        write_gallery(path, videos, FRAMES, queries)
+        built = apart("build_index", path)
+        note = f"{built['bytes'] / 2**20:,.0f} MB, {built['memory']:,.0f} MB of memory"
+        print(f"{videos:9,}  index: built in {built['seconds']:.1f} s, {note}", flush=True)
+        for rerank, index in ((None, "flat"), (CANDIDATES, "flat"), (CANDIDATES, "faiss")):
+            if videos > MOST[rerank, index]:
+                continue
             row = apart("measure_growth", path, rerank, index)
             way = f"{index} {rerank}" if rerank else "full"
-            cost = f"{row['prepared']:9.2f}  {row['seconds'] * 1000:8.1f}  {row['memory']:8.0f}"
+            rows.append({"videos": videos, "way": way, **row})
+            cost = (
+                f"{row['loaded']:6.2f}  {row['seconds'] * 1000:8.1f}  {row['memory']:8.0f}  {row['resident']:11.0f}"
+            )
             found = f"{row['r1']:4.0f}  {row['r10']:4.0f}"
-            print(f"{videos:9,}  {frames:6}  {way:9}  {queries:7}  {cost}  {found}", flush=True)
+            print(f"{videos:9,}  {way:9}  {queries:7}  {cost}  {found}", flush=True)
         path.unlink()
+    draw(pd.DataFrame(rows), GROWTH)
+
+
+def draw(rows: pd.DataFrame, path: Path) -> None:
+    """Draw time and memory against the number of videos."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    rows = rows.assign(ms=rows.seconds * 1000)
+    for axis, column, label in zip(
+        axes, ("ms", "resident"), ("ms per query, one core", "resident memory (MB)"), strict=True
+    ):
+        sns.lineplot(rows, x="videos", y=column, hue="way", style="way", markers=True, dashes=False, ax=axis)
+        axis.set(xscale="log", yscale="log", xlabel="stored videos", ylabel=label)
+        axis.grid(visible=True, which="major", alpha=0.3)
+    axes[0].axhline(100, color="grey", linestyle=":", linewidth=1)
+    axes[1].axhline(2048, color="grey", linestyle=":", linewidth=1)
+    axes[1].get_legend().remove()
+    figure.savefig(path, dpi=110)
+    print(f"written: {path}")
 
 
 def recall(folder: Path, largest: int) -> None:

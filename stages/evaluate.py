@@ -53,6 +53,8 @@ def main(config: Config, task: int) -> None:
     record.followed = follow(record.followed, galleries, ranking.scores, config.K, config.seed)
     record.shown = illustrate(record.followed, galleries, record.categories, store)
 
+    if config.evaluate.index == "faiss":
+        galleries[-1].faiss_index()  # is stored with the gallery, so that nothing builds it again
     with fresh_dir(paths.gallery(task)) as folder:
         copy_galleries(earlier, folder)
         galleries[-1].save(folder)

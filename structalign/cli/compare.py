@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -91,6 +91,10 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--study", default="methods", help="file in conf/study (default: %(default)s)")
+    parser.add_argument("--labels", default=None, help="of the file, such as full,finetune (default: all)")
+    parser.add_argument(
+        "--reference", default=None, help="label that the others are paired with (default: the first)"
+    )
     parser.add_argument("--data", default=None, help="file in conf/data (default: that of conf/config.yaml)")
     parser.add_argument("--K", type=int, default=None, help="number of tasks (default: that of the data set)")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="default: %(default)s")
@@ -117,7 +121,11 @@ def compare(args: argparse.Namespace) -> None:
     """
     project = Path.cwd()
     resources = executors.resources(args)
-    labels = read_study(args.study)
+    study = read_study(args.study)
+    labels = {label: study[label] for label in chosen(args.labels, study, args.study)}
+    reference = args.reference or next(iter(labels))
+    if reference not in labels:
+        raise UserError(f"--reference {reference}: must be one of {', '.join(labels)}")
     common = common_overrides(args)
     place = place_of(project, args.scratch)
     seeds = seeds_of(args.seeds)
@@ -127,11 +135,25 @@ def compare(args: argparse.Namespace) -> None:
     table, curves = collect(runs, results_of(place, args.quick))
     if len(table):
         folder = args.output or Path("plots/compare") / output_name(args.study, common)
-        write(table, curves, list(labels), next(iter(labels)), folder)
+        write(table, curves, list(labels), reference, folder)
         print((folder / "table.md").read_text(encoding="utf-8"))
         log.info(f"written: {folder}/runs.csv, table.md, figure.png, by_task.png")
     if errors:
         raise UserError(f"{len(errors)} of {len(runs)} runs are missing; the same command runs them again")
+
+
+def chosen(wanted: str | None, labels: Iterable[str], study: str) -> list[str]:
+    """List the labels that `--labels` names, or all.
+
+    Raises
+    ------
+    UserError
+        If the study has no such label.
+    """
+    names = wanted.split(",") if wanted else list(labels)
+    if unknown := set(names) - set(labels):
+        raise UserError(f"--labels {', '.join(sorted(unknown))}: {study} has {', '.join(labels)}")
+    return names
 
 
 def place_of(project: Path, scratch: Path | None, without: Sequence[str] = ()) -> Place:

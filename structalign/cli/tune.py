@@ -28,7 +28,7 @@ import pandas as pd
 import yaml
 from optuna.trial import TrialState
 
-from structalign.cli.compare import common_overrides, output_name, place_of, seeds_of
+from structalign.cli.compare import chosen, common_overrides, output_name, place_of, seeds_of
 from structalign.experiments import executors
 from structalign.experiments.batch import prepare
 from structalign.experiments.run import last_error
@@ -77,9 +77,7 @@ def tune(args: argparse.Namespace) -> None:
     if args.trials < 1:
         raise UserError(f"--trials {args.trials}: must be at least 1")
     searched = read_space(args.study)
-    labels = args.labels.split(",") if args.labels else list(searched.labels)
-    if unknown := set(labels) - set(searched.labels):
-        raise UserError(f"--labels {', '.join(sorted(unknown))}: {args.study} has {', '.join(searched.labels)}")
+    labels = chosen(args.labels, searched.labels, args.study)
     common = common_overrides(args)
     place = place_of(Path.cwd(), args.scratch, [str(TUNED)])  # what is written at the end changes no trial
     journal = (args.journal or Path(".cache/tune") / f"{output_name(args.study, common)}.journal").resolve()

@@ -17,6 +17,7 @@ from typing import Literal
 from torch import Tensor
 
 from structalign.data.tasks import Sample
+from structalign.retrieval.index import FaissIndex
 from structalign.util.checkpoint import load_tensors, save_tensors
 from structalign.util.errors import UserError
 from structalign.util.files import MEND, atomic_write_json
@@ -45,6 +46,8 @@ class TaskGallery:
         Position of each query's video among `clips`.
     frames : Tensor, shape (V, N, D)
         Frame features, projected, not normalised.
+    index : FaissIndex, optional
+        Over the global features of the videos; it is there after the first time it was asked for.
     """
 
     task: int
@@ -53,6 +56,7 @@ class TaskGallery:
     queries: list[str]
     target: list[int]
     frames: Tensor
+    index: FaissIndex | None = None
 
     @classmethod
     def from_samples(cls, task: int, samples: list[Sample], frames: Tensor) -> TaskGallery:
@@ -67,19 +71,27 @@ class TaskGallery:
             frames=frames,
         )
 
+    def faiss_index(self) -> FaissIndex:
+        """The index over the videos' global features: the stored one, or a new one."""
+        if self.index is None:
+            self.index = FaissIndex.build(self.frames)
+        return self.index
+
     def save(self, folder: Path, side: Side = "test") -> None:
-        """Write the gallery into an existing folder."""
+        """Write the gallery into an existing folder, with its index if it has one."""
         stem = f"{_STEMS[side]}-{self.task:02d}"
         save_tensors({"frames": self.frames}, folder / f"{stem}.safetensors")
-        facts = {key: value for key, value in vars(self).items() if key != "frames"}
+        if self.index is not None:
+            self.index.save(folder / f"{stem}.faiss")
+        facts = {key: value for key, value in vars(self).items() if key not in ("frames", "index")}
         atomic_write_json(folder / f"{stem}.json", facts)
 
 
 def load_galleries(folder: Path, side: Side = "test") -> list[TaskGallery]:
     """Read all galleries in a folder, in the order of their tasks; an empty folder gives an empty list.
 
-    Frame features are memory-mapped: what is not used is not read, and the system can reclaim the memory of what was
-    read.
+    Frame features and indexes are memory-mapped: what is not used is not read, and the system can reclaim the memory
+    of what was read.
 
     Raises
     ------
@@ -107,9 +119,12 @@ def _load(path: Path) -> TaskGallery:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         frames = load_tensors(path.with_suffix(".safetensors"))["frames"]  # [V,N,D]
-        gallery = TaskGallery(**facts, frames=frames)
+        stored = path.with_suffix(".faiss")
+        gallery = TaskGallery(**facts, frames=frames, index=FaissIndex.load(stored) if stored.exists() else None)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: damaged gallery ({error}); {MEND}") from None
+    if gallery.index is not None and gallery.index.size != len(frames):
+        raise UserError(f"{stored}: holds {gallery.index.size} videos, the gallery {len(frames)}; {MEND}")
     if len(gallery.clips) != len(frames) or len(gallery.queries) != len(gallery.target):
         raise UserError(f"{path}: names {len(gallery.clips)} videos, its features hold {len(frames)}; {MEND}")
     return gallery

@@ -1,13 +1,14 @@
 """First stage of a two-stage ranking: global cosines of queries with the videos of one task.
 
-`flat` computes all of them. `faiss` searches an inverted file of 8-bit vectors, which takes a quarter of the memory
-and visits only a part of the vectors: it pays off from some hundred thousand videos on.
+`flat` computes all of them. `faiss` searches an inverted file of 8-bit vectors, of which it visits half. It is built
+once, stored with the gallery and mapped from there: it pays off from some hundred thousand videos on.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from structalign.util.errors import UserError
+from structalign.util.files import MEND
 
 CHUNK = 2**23
 """How many numbers of frame features are moved, converted and scored at a time: 32 MB in single precision."""
@@ -22,8 +24,9 @@ CHUNK = 2**23
 _VIDEOS_PER_LIST = 39
 """Fewest videos for each list of an inverted file that faiss accepts without a warning."""
 
-_VISITED, _AT_LEAST = 1 / 8, 16
-"""Share of the lists that a query visits, and the smallest number of them."""
+_VISITED, _AT_LEAST = 1 / 2, 16
+"""Share of the lists that a query visits, and the smallest number of them. With an eighth, a query in four at 100,000
+videos lost its own (benchmarks/README.md)."""
 
 
 def frame_chunks(
@@ -85,32 +88,62 @@ class FlatIndex:
 
 
 class FaissIndex:
-    """The best cosines, to 8 bits, from an inverted file that is built here and kept in memory: D bytes a video.
+    """The best cosines, to 8 bits, from an inverted file: D bytes a video.
 
     Parameters
     ----------
-    frames : Tensor, shape (V, N, D)
-        The gallery; it is read once.
-
-    Raises
-    ------
-    UserError
-        If faiss is not installed, or a feature is not a finite number.
+    index : faiss.Index
+        Over the global features of V videos.
     """
 
     exact = False
 
-    def __init__(self, frames: Tensor) -> None:
+    def __init__(self, index: Any) -> None:
+        self.index, self.size = index, index.ntotal
+
+    @classmethod
+    def build(cls, frames: Tensor) -> FaissIndex:
+        """Build the inverted file of a gallery (V, N, D), which is read once, part by part.
+
+        Raises
+        ------
+        UserError
+            If faiss is not installed, or a feature is not a finite number.
+        """
         faiss = _faiss()
-        self.size, width = len(frames), frames.shape[-1]
-        lists = max(1, min(math.isqrt(self.size), self.size // _VIDEOS_PER_LIST))
-        self.index = faiss.index_factory(width, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-        self.index.nprobe = min(lists, max(_AT_LEAST, round(lists * _VISITED)))
-        learnt_from = spread(self.size, 2 * _VIDEOS_PER_LIST * lists)
+        size, width = len(frames), frames.shape[-1]
+        lists = max(1, min(math.isqrt(size), size // _VIDEOS_PER_LIST))
+        index = faiss.index_factory(width, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+        index.nprobe = min(lists, max(_AT_LEAST, round(lists * _VISITED)))
+        learnt_from = spread(size, 2 * _VIDEOS_PER_LIST * lists)
         sample = [global_features(part) for part in frame_chunks(frames, positions=learnt_from)]
-        self.index.train(_finite(torch.cat(sample), "gallery"))
+        index.train(_finite(torch.cat(sample), "gallery"))
         for part in frame_chunks(frames):
-            self.index.add(_finite(global_features(part), "gallery"))
+            index.add(_finite(global_features(part), "gallery"))
+        return cls(index)
+
+    @classmethod
+    def load(cls, path: Path) -> FaissIndex:
+        """Map a stored index: only the vectors that queries visit are read.
+
+        Raises
+        ------
+        UserError
+            If faiss is not installed, or the file is damaged.
+        """
+        faiss = _faiss()
+        try:
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1]
+            raise UserError(f"{path}: damaged index ({reason}); {MEND}") from None
+        # Else every query starts 32 threads that read ahead: twice the time once the lists are in memory.
+        faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
+        return cls(index)
+
+    def save(self, path: Path) -> None:
+        """Write the index to a file."""
+        _faiss().write_index(self.index, str(path))
 
     def scores(self, text: Tensor, count: int) -> Tensor:
         """Cosines (q, V) of texts (q, D) with up to `count` of the best videos of each; -inf elsewhere."""

@@ -13,7 +13,7 @@ the ranking is the full one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from structalign.losses.similarity import fuse, standardise, word_frame_similari
 from structalign.model.retriever import Retriever
 from structalign.retrieval.encode import QUERY_BATCH, token_batches
 from structalign.retrieval.gallery import TaskGallery
-from structalign.retrieval.index import FaissIndex, FlatIndex, GlobalIndex, frame_chunks, global_features, spread
+from structalign.retrieval.index import FlatIndex, GlobalIndex, frame_chunks, global_features, spread
 
 SAMPLE = 512
 """Number of videos from which mean and standard deviation of word-frame scores are estimated (to about 3%)."""
@@ -94,10 +94,12 @@ class Ranker:
         self.two_stages = self.candidates < self.size
         kind = evaluate.index if evaluate and self.two_stages else "flat"
         with torch.inference_mode():
-            self.indexes = [self._index(kind, gallery.frames) for gallery in galleries]
+            self.indexes = [self._index(kind, gallery) for gallery in galleries]
+            sampled = self._read(spread(self.size, SAMPLE)) if self.two_stages else ()
+            self.sample = [list(chunks) for chunks in sampled]  # by gallery, [v,N,D]
 
-    def _index(self, kind: str, frames: Tensor) -> GlobalIndex:
-        return FaissIndex(frames) if kind == "faiss" else FlatIndex(frames, self.device)
+    def _index(self, kind: str, gallery: TaskGallery) -> GlobalIndex:
+        return gallery.faiss_index() if kind == "faiss" else FlatIndex(gallery.frames, self.device)
 
     def scores(self, queries: Sequence[str]) -> Tensor:
         """Scores (Q, V) of queries with all videos, one task after the other, on the CPU; higher is better.
@@ -182,27 +184,33 @@ class Ranker:
         pairs = zip(self.indexes, texts, strict=True)
         cosine = torch.cat([index.scores(part.global_, self.candidates) for index, part in pairs], dim=1)  # [q,V]
         best = cosine.topk(self.candidates, dim=1).indices  # [q,M]
-        sample = self._score(spread(self.size, SAMPLE), texts)  # [q,S], [q,S]
+        sample = self._score(self.sample, texts)  # [q,S], [q,S]
         rows = []
         for number, row in enumerate(cosine):
             places = best[number][~row[best[number]].isneginf()].sort().values  # [m], as the galleries store them
-            word_frame, global_ = self._score(places.cpu(), [part.one(number) for part in texts])  # [1,m], [1,m]
+            candidates = self._read(places.cpu())
+            word_frame, global_ = self._score(candidates, [part.one(number) for part in texts])  # [1,m], [1,m]
             over = sample[0][number], row if self.indexes[0].exact else sample[1][number]
             fused = fuse(word_frame, global_, self.similarity.alpha, over)[0]
             rows.append(_merge(standardise(row, over[1]), places, fused))
         return _Block(torch.stack(rows), None, cosine)
 
-    def _score(self, places: Tensor, texts: list[_Texts]) -> tuple[Tensor, Tensor]:
-        """Word-frame scores and global cosines, each (q, m), with the videos at `places` (m,), which ascend."""
-        word_frame, global_ = [], []
+    def _read(self, places: Tensor) -> Iterator[Iterator[Tensor]]:
+        """Yield, for each gallery, chunks (v, N, D) of its own videos among those at `places` (m,), which ascend."""
         start = 0
-        for gallery, part in zip(self.galleries, texts, strict=True):
+        for gallery in self.galleries:
             end = start + len(gallery.clips)
             own = places[(places >= start) & (places < end)] - start
-            for videos in frame_chunks(gallery.frames, self.device, own):
-                word_frame.append(self._word_frame(videos, part))
-                global_.append(part.global_ @ global_features(videos).T)
+            yield frame_chunks(gallery.frames, self.device, own)
             start = end
+
+    def _score(self, videos: Iterable[Iterable[Tensor]], texts: list[_Texts]) -> tuple[Tensor, Tensor]:
+        """Word-frame scores and global cosines, each (q, m), with videos as `_read` gives them."""
+        word_frame, global_ = [], []
+        for chunks, part in zip(videos, texts, strict=True):
+            for chunk in chunks:
+                word_frame.append(self._word_frame(chunk, part))
+                global_.append(part.global_ @ global_features(chunk).T)
         return torch.cat(word_frame, dim=1), torch.cat(global_, dim=1)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import operator
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from structalign.cli.compare import output_name, seeds_of, write
+from structalign.cli.compare import chosen, main, output_name, seeds_of, write
 from structalign.report.compare import comparison_table, named_warnings, notes, paired_difference, sign_flip_p
 from structalign.util.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 WARNING = "epoch picked on the test set"
 
@@ -100,3 +103,21 @@ def test_seeds_that_are_no_numbers_are_refused() -> None:
     assert seeds_of("3,1,3") == [3, 1]
     with pytest.raises(UserError, match="--seeds 1,two: must be whole numbers, such as 0,1,2"):
         seeds_of("1,two")
+
+
+def test_part_of_a_study_can_run() -> None:
+    assert chosen(None, ["full", "finetune"], "ablation") == ["full", "finetune"]
+    assert chosen("finetune", ["full", "finetune"], "ablation") == ["finetune"]
+    with pytest.raises(UserError, match="--labels ful: ablation has full, finetune"):
+        chosen("ful,finetune", ["full", "finetune"], "ablation")
+
+
+def test_a_reference_must_be_among_the_labels(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    command = ["compare", "--study", "ablation", "--labels", "zeroshot,finetune", "--reference", "full"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        main()
+    assert "--reference full: must be one of zeroshot, finetune" in capsys.readouterr().err

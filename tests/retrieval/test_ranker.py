@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +22,8 @@ from structalign.losses.similarity import fuse, word_frame_similarity
 from structalign.model.text_pooling import TextPooling
 from structalign.retrieval import index
 from structalign.retrieval import ranker as ranking
-from structalign.retrieval.gallery import TaskGallery
+from structalign.retrieval.gallery import TaskGallery, load_galleries, save_index
+from structalign.retrieval.index import FaissIndex
 from structalign.retrieval.ranker import Ranker
 from structalign.util.errors import UserError
 
@@ -251,6 +255,40 @@ def test_what_faiss_does_not_return_ties_for_the_last_rank() -> None:
     assert (returned <= 2 * 20).all()  # each of the two galleries is asked for 20
     missed = ours.argmin(dim=1)
     assert (metrics.ranks(ours, missed) == 800).all()
+
+
+def test_a_stored_index_ranks_as_the_one_it_was_and_is_not_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever, galleries = stored(sizes=(400, 400), queries=5)
+    queries = queries_of(galleries)
+    before = Ranker(retriever, galleries, similarity(), evaluation(20, "faiss")).scores(queries)  # type: ignore[arg-type]
+    for gallery in galleries:
+        gallery.save(tmp_path)
+    save_index(tmp_path, 2)
+    monkeypatch.setattr(FaissIndex, "build", None)
+    after = Ranker(retriever, load_galleries(tmp_path), similarity(), evaluation(20, "faiss"))  # type: ignore[arg-type]
+    assert torch.equal(after.scores(queries), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:200]), "damaged index"),
+        (lambda path: shutil.copyfile(path.with_stem("task-02"), path), "holds 50 videos, the gallery 30"),
+    ],
+)
+def test_an_index_that_is_not_the_gallerys_is_refused(
+    tmp_path: Path, change: Callable[[Path], object], message: str
+) -> None:
+    _, galleries = stored()
+    for gallery in galleries:
+        gallery.faiss_index()
+        gallery.save(tmp_path)
+    save_index(tmp_path, 2)
+    change(tmp_path / "task-01.faiss")
+    with pytest.raises(UserError, match=message):
+        load_galleries(tmp_path)
 
 
 def test_without_faiss_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,17 @@ def test_a_quick_run_measures_what_the_chain_does(project: Project, tmp_path: Pa
         assert (copy.folder / name).read_text() == (project.folder / name).read_text()
 
 
+def test_an_index_is_stored_with_every_gallery_and_searched(project: Project, tmp_path: Path) -> None:
+    copy = Project(shutil.copytree(project.folder, tmp_path / "index", symlinks=True))
+    two_stages = ("evaluate.rerank=8", "evaluate.index=faiss")  # task 1 has 6 test videos: one stage there
+    copy.run(sys.executable, "-m", "structalign", "params", "K=2", *TINY, *two_stages)
+    for task in ("1", "2"):
+        copy.run(sys.executable, "-m", "stages.evaluate", "--task", task)
+    stored = sorted(path.name for path in (copy.folder / "data/gallery/after-02").glob("*.faiss"))
+    assert stored == ["task-01.faiss", "task-02.faiss"]
+    assert "after task 2" in copy.run(sys.executable, "-m", "structalign", "search", "a red core", "--top", "2")
+
+
 def test_a_loss_weight_reruns_training_evaluation_and_report_alone(project: Project) -> None:
     project.run(sys.executable, "-m", "structalign", "params", "K=2", *TINY, "loss.etf_weight=0.5")
     would = project.run("dvc", "status", "--json")
