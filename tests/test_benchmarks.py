@@ -1,0 +1,28 @@
+"""The benchmarks run, on sizes that measure nothing: what they call may change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from benchmarks import ranking, step
+from tests.helpers.params import config
+
+
+def test_every_way_of_ranking_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "gallery.safetensors"
+    ranking.write_gallery(path, videos=400, frames=2, queries=5)
+    assert ranking.build_index(path)["bytes"] > 400 * ranking.WIDTH
+    for rerank, index in ranking.MOST:
+        row = ranking.measure_growth(path, rerank, index)
+        assert row["r10"] >= 60
+        assert row["seconds"] > 0
+
+
+def test_a_step_is_taken_with_every_regulariser_and_without_each_saving() -> None:
+    setting = step.Setting(step.architecture("tiny"), torch.device("cpu"), 2, 1, "fp32", compiled=False)
+    steps, parts = step.build(config(), setting)
+    assert set(steps) == set(step.VARIANTS)
+    for take in [*steps.values(), *step.undoing(steps["all"], parts).values()]:
+        take()
