@@ -207,17 +207,8 @@ class Experiment(Job):
         git("push", "--quiet", "origin", f"{made}:{made}", folder=folder)
 
 
-@dataclass(frozen=True)
-class QuickExperiment(Job):
-    """All tasks in one process, whose numbers alone go to the project.
-
-    Attributes
-    ----------
-    overrides : tuple of str
-        As `dvc exp run -S` takes them.
-    """
-
-    overrides: tuple[str, ...]
+class QuickExperiment(Experiment):
+    """All tasks in one process, whose numbers alone go to the project."""
 
     def is_done(self) -> bool:
         """Whether the project has its numbers."""
