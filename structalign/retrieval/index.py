@@ -25,8 +25,8 @@ _VIDEOS_PER_LIST = 39
 """Fewest videos for each list of an inverted file that faiss accepts without a warning."""
 
 _VISITED, _AT_LEAST = 1 / 2, 16
-"""Share of the lists that a query visits, and the smallest number of them. With an eighth, a query in four at 100,000
-videos lost its own (benchmarks/README.md)."""
+"""Share of the lists that a query visits, and the smallest number of them. With an eighth, R@10 among 100,000 videos
+fell from 86 to 64 (benchmarks/README.md)."""
 
 
 def frame_chunks(
