@@ -34,12 +34,16 @@ from benchmarks.measure import PeakMemory, machine
 from structalign.config.schema import EvaluateConfig, SimilarityConfig
 from structalign.evaluation import metrics
 from structalign.evaluation.evaluate import rank, recall_over_all, recall_within_task, video_to_text
+from structalign.evaluation.metric_table import recall_at
 from structalign.retrieval.gallery import TaskGallery
 from structalign.retrieval.index import FaissIndex
 from structalign.retrieval.ranker import Ranker
 from structalign.util.checkpoint import load_tensors
 
 WIDTH, WORDS, FRAMES = 512, 14, 12
+QUERIES = 100
+"""Of `growth`."""
+
 CANDIDATES = 100
 Index = Literal["flat", "faiss"]
 TOPIC_SIZE = 50
@@ -140,8 +144,7 @@ def measure_growth(path: Path, rerank: int | None, index: Index) -> dict[str, An
             scores = ranker.scores([query])
             seconds.append(time.process_time() - start)
             ranks.append(metrics.ranks(scores, torch.tensor([own])))
-    found = torch.cat(ranks)
-    recall = {f"r{cutoff}": float((found <= cutoff).float().mean() * 100) for cutoff in (1, 10)}
+    recall = {f"r{cutoff}": recall_at(torch.cat(ranks).numpy(), cutoff) for cutoff in (1, 10)}
     return {"loaded": loaded, "seconds": median(seconds), "memory": memory.above, **recall}
 
 
@@ -184,24 +187,24 @@ def apart(measurement: str, path: Path, *arguments: object) -> Any:
 
 def growth(folder: Path, largest: int) -> None:
     rows: list[dict[str, Any]] = []
-    print("videos     way        queries  load s  ms/query  MB above   R@1  R@10")
-    for videos, queries in ((1_000, 100), (10_000, 100), (100_000, 100), (1_000_000, 100)):
+    print(f"{QUERIES} queries\nvideos     way        load s  ms/query  MB above   R@1  R@10")
+    for videos in (1_000, 10_000, 100_000, 1_000_000):
         if videos > largest:
             continue
         path = folder / f"{videos}.safetensors"
-        write_gallery(path, videos, FRAMES, queries)
+        write_gallery(path, videos, FRAMES, QUERIES)
         built = apart("build_index", path)
         note = f"{built['bytes'] / 2**20:,.0f} MB, {built['memory']:,.0f} MB of memory"
         print(f"{videos:9,}  index: built in {built['seconds']:.1f} s, {note}", flush=True)
-        for rerank, index in ((None, "flat"), (CANDIDATES, "flat"), (CANDIDATES, "faiss")):
-            if videos > MOST[rerank, index]:
+        for (rerank, index), most in MOST.items():
+            if videos > most:
                 continue
             row = apart("measure_growth", path, rerank, index)
             way = f"{index} {rerank}" if rerank else "full"
             rows.append({"videos": videos, "way": way, **row})
             cost = f"{row['loaded']:6.2f}  {row['seconds'] * 1000:8.1f}  {row['memory']:8.0f}"
             found = f"{row['r1']:4.0f}  {row['r10']:4.0f}"
-            print(f"{videos:9,}  {way:9}  {queries:7}  {cost}  {found}", flush=True)
+            print(f"{videos:9,}  {way:9}  {cost}  {found}", flush=True)
         path.unlink()
     draw(pd.DataFrame(rows), GROWTH)
 
