@@ -30,7 +30,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+import open_clip
 import psutil
+import torch
 
 from benchmarks.measure import machine
 
@@ -139,6 +141,12 @@ def write_activitynet(folder: Path, reference: Path) -> None:
             clip = next(path for seconds, path in clips[suffix] if seconds > annotation["duration"])
             name = video if number % 2 else video.removeprefix("v_")
             os.link(clip, folder / f"videos/{side}/{name}{suffix}")
+
+
+def write_weights(path: Path) -> None:
+    """Store a ViT-B/32 of random weights, which takes as long as OpenAI's."""
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("ViT-B-32-quickgelu").state_dict(), path)
 
 
 @contextmanager
@@ -307,6 +315,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, default=ROOT.parent / "shared", help="default: %(default)s")
     parser.add_argument("--folder", type=Path, required=True, help="where everything goes; 15 GB")
     parser.add_argument("--clips", type=int, default=24, help="different videos of MSR-VTT (default: %(default)s)")
+    parser.add_argument("--random-clip", action="store_true", help="a ViT-B/32 of random weights, from a file")
     parser.add_argument("--output", type=Path, help="Markdown file to which the section is added")
     parser.add_argument("-S", dest="overrides", action="append", default=[], help="as for `dvc exp run -S`")
     args = parser.parse_args()
@@ -324,6 +333,9 @@ def main() -> None:
         if not (args.folder / "activitynet").exists():
             write_activitynet(args.folder / "activitynet", reference)
         experiment += ["-S", f"data.videos={args.folder / 'activitynet/videos'}"]
+    if args.random_clip:
+        write_weights(args.folder / "random.pt")
+        experiment += ["-S", f"backbone.pretrained={args.folder / 'random.pt'}"]
     for override in args.overrides:
         experiment += ["-S", override]
     lines = io.StringIO()

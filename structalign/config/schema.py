@@ -197,6 +197,8 @@ class TrainConfig(Section):
 
     epochs: Positive
     """Epochs per task."""
+    max_steps: Positive | None
+    """null: every step of every epoch. N: a task and its schedule end after N steps, to try a path quickly."""
     batch_size: Annotated[int, Field(ge=2)]
     """Pairs of a video and a caption in a step, over all devices."""
     lr_first: Rate

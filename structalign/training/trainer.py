@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,16 @@ class Trainer:
                 "split.shots, add captions, or lower K"
             )
         steps = self.steps_per_epoch * self.settings.epochs
-        warmup = round(self.settings.warmup * steps) if task == 1 else 0
+        self.steps = min(steps, self.settings.max_steps or steps)
+        self.epochs = math.ceil(self.steps / self.steps_per_epoch)
+        warmup = round(self.settings.warmup * self.steps) if task == 1 else 0
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
-            lambda step: learning_rate_factor(step, steps, warmup, self.settings.schedule),
+            lambda step: learning_rate_factor(step, self.steps, warmup, self.settings.schedule),
         )
 
     def run(self, curve: Path) -> Cost:
-        """Train for `train.epochs` epochs, write the loss curve to `curve`, and say what it took.
+        """Train for `train.epochs` epochs or `train.max_steps` steps; write the loss curve, and say what it took.
 
         Raises
         ------
@@ -131,12 +134,11 @@ class Trainer:
         """
         start = time.perf_counter()
         best = _BestEpoch(self.weights, self.settings.patience, self.settings.min_epochs)
-        steps = self.steps_per_epoch * self.settings.epochs
         loss_curve = LossCurve(curve, self.task, self.advice)
-        with loss_curve as rows, progress_bar(steps, f"task {self.task}", "step") as bar:
+        with loss_curve as rows, progress_bar(self.steps, f"task {self.task}", "step") as bar:
             first, seconds = self._restore(rows, best)
             bar.update(rows.step)
-            for epoch in range(first, self.settings.epochs + 1):
+            for epoch in range(first, self.epochs + 1):
                 self._epoch(epoch, rows, bar)
                 if self.validate is not None and self._judge(epoch, best, self.validate):
                     log.info(f"task {self.task}: stopped after epoch {epoch}, best was epoch {best.epoch}")
@@ -166,7 +168,7 @@ class Trainer:
 
     def _save(self, epoch: int, rows: LossCurve, best: _BestEpoch, seconds: float) -> None:
         """Note everything that the rest of the training depends on; random states follow from the epoch."""
-        if self.resume is None or epoch == self.settings.epochs or distributed.rank() > 0:
+        if self.resume is None or epoch == self.epochs or distributed.rank() > 0:
             return
         state = {
             "epoch": epoch,
@@ -193,7 +195,7 @@ class Trainer:
         self.method.load_training_state(state["method"])
         rows.restore(state["curve"])
         best.load_state(state["best"])
-        log.info(f"task {self.task}: resuming after epoch {state['epoch']} of {self.settings.epochs}")
+        log.info(f"task {self.task}: resuming after epoch {state['epoch']} of {self.epochs}")
         return state["epoch"] + 1, state["seconds"]
 
     def _epoch(self, epoch: int, rows: LossCurve, bar: tqdm) -> None:
@@ -203,7 +205,7 @@ class Trainer:
         seed_everything(self.config.seed, self.task, epoch, *([2, number] if number else []))
         self.method.start_epoch(generator(self.config.seed, self.task, epoch, 1))
         self.method.retriever.train()
-        for batch in self._batches(epoch):
+        for batch in islice(self._batches(epoch), self.steps - rows.step):
             rate = float(self.schedule.get_last_lr()[0])
             terms = self._step(batch)
             rows.add(epoch, terms, rate)

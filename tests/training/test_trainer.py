@@ -157,6 +157,19 @@ def test_every_method_trains_lowers_its_loss_and_finds_videos_better(
     assert after["meanr"] < before["meanr"]
 
 
+@pytest.mark.parametrize(("most", "epochs"), [(None, "111222333"), (9, "111222333"), (10, "111222333"), (4, "1112")])
+def test_training_and_its_schedule_end_after_max_steps(tmp_path: Path, most: int | None, epochs: str) -> None:
+    config = config_for("finetune", train={"epochs": 3, "max_steps": most})
+    method, data = start(config, 2)
+    cost = Trainer(method, data, config, 2).run(tmp_path / "loss.csv")
+    rows = curve_of(tmp_path / "loss.csv")
+    assert cost.steps == len(rows)
+    assert "".join(row["epoch"] for row in rows) == epochs
+    rates = [float(row["lr"]) for row in rows]
+    expected = [learning_rate_factor(step, len(rows), 0, "cosine") * 1e-3 for step in range(len(rows))]
+    assert rates == pytest.approx(expected, rel=1e-3)
+
+
 def test_options_beside_the_papers_form_change_what_they_name() -> None:
     def ready(**loss: Any) -> StructAlign:
         method, _ = start(config_for("structalign", loss=loss), 2)
