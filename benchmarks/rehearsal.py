@@ -261,7 +261,10 @@ def rehearse(user: User, experiment: list[str]) -> Iterator[str]:
     yield f"`{' '.join(first.command)}`: {outcome(first)}"
     yield from ("", "| stage | seconds | peak memory, MB |", "|---|---|---|")
     yield from stage_rows(first)
-    yield from ("", "| on the disk | |", "|---|---|")
+    if first.status:
+        return
+    numbers = json.loads((user.folder / "metrics/summary.json").read_text())
+    yield from ("", f"R@1 {numbers['r1']:.2f}, BWF {numbers['bwf']:.2f}", "", "| on the disk | |", "|---|---|")
     for name in (
         "data/downloads",
         "data/raw",
@@ -334,8 +337,9 @@ def main() -> None:
             write_activitynet(args.folder / "activitynet", reference)
         experiment += ["-S", f"data.videos={args.folder / 'activitynet/videos'}"]
     if args.random_clip:
-        write_weights(args.folder / "random.pt")
-        experiment += ["-S", f"backbone.pretrained={args.folder / 'random.pt'}"]
+        weights = args.folder / "random.pt"
+        write_weights(weights)
+        experiment += ["-S", f"backbone.weights={weights}"]
     for override in args.overrides:
         experiment += ["-S", override]
     lines = io.StringIO()
@@ -347,10 +351,6 @@ def main() -> None:
         for line in rehearse(user, experiment):
             print(line.replace(str(args.folder), "FOLDER"), file=lines)
             print(line, flush=True)
-        summary = user.folder / "metrics/summary.json"
-        if summary.exists():
-            numbers = json.loads(summary.read_text())
-            print(f"\nR@1 {numbers['r1']:.2f}, BWF {numbers['bwf']:.2f}", file=lines)
     if args.output:
         with args.output.open("a", encoding="utf-8") as stream:
             stream.write("\n" + lines.getvalue())

@@ -84,7 +84,8 @@ def _check_tag(name: str, tag: str | None, model: dict[str, Any]) -> None:
     facts = get_pretrained_cfg(name, tag)
     if not facts:
         known = ", ".join(list_pretrained_tags_by_model(name)) or "none"
-        raise UserError(f"backbone.pretrained = {tag!r}: open_clip's tags for {name}: {known}")
+        file = "; a file goes into backbone.weights" if user_path(tag).is_file() else ""
+        raise UserError(f"backbone.pretrained = {tag!r}: open_clip's tags for {name}: {known}{file}")
     quick = facts.get("quick_gelu", False)
     if quick != model.get("quick_gelu", False):
         other = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
