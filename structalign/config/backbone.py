@@ -35,14 +35,17 @@ def backbone_config(name: str, pretrained: str | None, weights: str | None) -> d
     if weights is None:
         _check_tag(name, pretrained, configuration)
     else:
-        _check_file(weights)
+        _check_file(name, weights)
     return configuration
 
 
-def _check_file(weights: str) -> None:
+def _check_file(name: str, weights: str) -> None:
+    from open_clip.pretrained import get_pretrained_cfg
+
     path = user_path(weights)
     if not path.is_file():
-        raise UserError(f"backbone.weights = {weights!r}: no such file")
+        tag = "; a tag goes into backbone.pretrained" if get_pretrained_cfg(name, weights) else ""
+        raise UserError(f"backbone.weights = {weights!r}: no such file{tag}")
     if _is_torchscript(path):
         raise UserError(
             f"backbone.weights = {weights!r}: a TorchScript archive, as OpenAI publishes CLIP and CLIP4Clip uses it, "

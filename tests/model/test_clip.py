@@ -276,10 +276,12 @@ def test_a_file_without_usable_weights(here: Path, endings: str, write: Callable
 @pytest.mark.parametrize(
     ("name", "tag", "path", "said"),
     [
-        ("ViT-B-32-quickgelu", None, "openai", r"backbone\.weights = 'openai': no such file"),
+        ("ViT-B-32-quickgelu", None, "openai", "no such file; a tag goes into backbone.pretrained"),
+        ("ViT-B-32-quickgelu", None, "gone.pt", r"backbone\.weights = 'gone.pt': no such file$"),
         ("ViT-Z-99", "openai", None, "no such model"),
         ("ViT-B-32", None, None, "both null"),
         ("ViT-B-32", "nonsense", None, "open_clip's tags for ViT-B-32: openai"),
+        ("ViT-B-32", "here.pt", None, "tags for ViT-B-32: openai.*; a file goes into backbone.weights"),
         ("ViT-B-32", "openai", None, "set backbone.architecture=ViT-B-32-quickgelu"),
         ("ViT-B-16-SigLIP", "webli", None, "plain CLIP"),
         ("roberta-ViT-B-32", "laion2b_s12b_b32k", None, "Hugging Face"),
@@ -289,6 +291,7 @@ def test_a_file_without_usable_weights(here: Path, endings: str, write: Callable
     ],
 )
 def test_models_that_cannot_serve(here: Path, name: str, tag: str | None, path: str | None, said: str) -> None:
+    (here / "here.pt").touch()
     with refused(said):
         open_clip_backbone(name, tag, path)
 
