@@ -3,6 +3,7 @@
     python -m benchmarks.ranking growth     1,000 to 1,000,000 videos, in full and in two stages, with a figure
     python -m benchmarks.ranking recall     two stages against the full ranking, as M grows
     python -m benchmarks.ranking target     5,000 queries against 5,000 videos of 24 frames
+    python -m benchmarks.ranking search     `structalign search` with a trained model, among 1,000,000 videos (--run)
 
 Galleries are made up: videos cluster around topics, frames around their video, and a query's words around the frames
 of one video, with noise that makes finding it hard. They lie as half-precision safetensors in a folder (--folder,
@@ -16,29 +17,37 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 import torch
+import yaml
 from torch import Tensor, nn
 
 from benchmarks.measure import PeakMemory, machine
-from structalign.config.schema import EvaluateConfig, SimilarityConfig
+from structalign import paths
+from structalign.config.schema import Config, EvaluateConfig, SimilarityConfig
 from structalign.evaluation import metrics
 from structalign.evaluation.evaluate import rank, recall_over_all, recall_within_task, video_to_text
 from structalign.evaluation.metric_table import recall_at
-from structalign.retrieval.gallery import TaskGallery
+from structalign.evaluation.search import SearchIndex
+from structalign.retrieval.gallery import TaskGallery, load_galleries, save_index
 from structalign.retrieval.index import FaissIndex
 from structalign.retrieval.ranker import Ranker
 from structalign.util.checkpoint import load_tensors
+from structalign.util.files import atomic_write_json
 
 WIDTH, WORDS, FRAMES = 512, 14, 12
 QUERIES = 100
@@ -73,6 +82,17 @@ class StoredWords(nn.Module):
         return words, torch.ones(words.shape[:2], dtype=torch.bool), words.mean(dim=1)
 
 
+@contextmanager
+def frames_file(path: Path, shape: tuple[int, int, int], dtype: Literal["F16", "F32"]) -> Iterator[BinaryIO]:
+    """Open a safetensors file of frame features (V, N, D), to be written part by part."""
+    size = math.prod(shape) * int(dtype[1:]) // 8
+    header = {"frames": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}
+    encoded = json.dumps(header).encode()
+    with path.open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        yield stream
+
+
 def write_gallery(path: Path, videos: int, frames: int, queries: int) -> None:
     """Write a gallery of half-precision frame features (V, N, D), part by part, and the words of its queries."""
     source = torch.Generator().manual_seed(0)
@@ -81,11 +101,7 @@ def write_gallery(path: Path, videos: int, frames: int, queries: int) -> None:
     noise = _vectors(source, 2**15)  # drawn from a pool: a million videos take a minute, not ten
     target = torch.arange(queries) * videos // queries
     words = torch.empty(queries, WORDS, WIDTH)
-    header = {"frames": {"dtype": "F16", "shape": [videos, frames, WIDTH]}}
-    header["frames"]["data_offsets"] = [0, videos * frames * WIDTH * 2]
-    encoded = json.dumps(header).encode()
-    with path.open("wb") as stream:
-        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+    with frames_file(path, (videos, frames, WIDTH), "F16") as stream:
         for start in range(0, videos, 10_000):
             count = min(10_000, videos - start)
             topic = torch.randint(len(topics), (count,), generator=source)
@@ -179,6 +195,23 @@ def measure_target(path: Path) -> dict[str, Any]:
     return {"seconds": seconds, "memory": memory.above}
 
 
+def measure_search(folder: Path) -> dict[str, Any]:
+    """Loading, time of a query (median) and memory of `structalign search` in the folder of a run."""
+    os.chdir(folder)
+    config = Config.load("params.yaml")
+    with PeakMemory() as memory:
+        start = time.process_time()
+        index = SearchIndex(config, config.K)
+        loaded = time.process_time() - start
+        seconds = []
+        for query in index.galleries[0].queries[:QUERIES]:
+            start = time.process_time()
+            hits = index.search(query, 8)
+            seconds.append(time.process_time() - start)
+            assert len(hits) == 8
+    return {"loaded": loaded, "seconds": median(seconds), "most": max(seconds), "memory": memory.above}
+
+
 def apart(measurement: str, path: Path, *arguments: object) -> Any:
     """Run one of the functions above in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.ranking", "child", measurement, str(path), json.dumps(arguments)]
@@ -249,20 +282,63 @@ def target(folder: Path, largest: int) -> None:
     )
 
 
+def search(folder: Path, largest: int, run: Path) -> None:
+    enlarge(run, folder, largest)
+    row = apart("measure_search", folder)
+    print(
+        f"{largest:,} videos: loaded in {row['loaded']:.1f} s, {row['seconds'] * 1000:.1f} ms a query, "
+        f"{row['most'] * 1000:.1f} at most, {row['memory']:,.0f} MB"
+    )
+
+
+def enlarge(run: Path, folder: Path, videos: int) -> None:
+    """Set up the folder of a run whose gallery is another's last one many times over, with noise on its features."""
+    config = Config.load(run / "params.yaml")
+    old = load_galleries(run / paths.gallery(config.K))[-1]
+    for path in (Path("models"), paths.SPLIT):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).symlink_to((run / path).resolve())
+    values = yaml.safe_load((run / "params.yaml").read_text(encoding="utf-8"))
+    values["evaluate"] |= {"rerank": CANDIDATES, "index": "faiss"}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    source = torch.Generator().manual_seed(0)
+    which = torch.randint(len(old.clips), (videos,), generator=source)
+    noise = old.frames.std() * torch.randn(2**12, old.frames.shape[-1], generator=source)
+    into = folder / paths.gallery(config.K)
+    into.mkdir(parents=True)
+    path = into / "task-01.safetensors"
+    frames, width = old.frames.shape[1:]
+    with frames_file(path, (videos, frames, width), "F32") as stream:
+        for part in which.split(len(noise)):
+            stream.write((old.frames[part] + noise[: len(part), None]).numpy().tobytes())  # [v,N,D]
+    FaissIndex.build(load_tensors(path)["frames"]).save(path.with_suffix(".faiss"))
+    facts = {
+        "task": 1,
+        "clips": [f"video{number}" for number in range(videos)],
+        "category": [old.category[place] for place in which.tolist()],
+        "queries": [old.caption(place) for place in which.tolist()],
+        "target": list(range(videos)),
+    }
+    atomic_write_json(path.with_suffix(".json"), facts)
+    save_index(into, 1)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["child"]:
         name, path, arguments = sys.argv[2:]
         print(json.dumps(globals()[name](Path(path), *json.loads(arguments))))
         return
-    parts = {"growth": growth, "recall": recall, "target": target}
+    parts: dict[str, Callable[..., None]] = {"growth": growth, "recall": recall, "target": target, "search": search}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
     parser.add_argument("--largest", type=int, default=1_000_000, help="leave out larger galleries")
     parser.add_argument("--folder", type=Path, default=None, help="where galleries are kept while they are measured")
+    parser.add_argument("--run", type=Path, default=Path(), help="`search`: folder of a run (default: this one)")
     args = parser.parse_args()
     print(machine())
+    more = {"run": args.run} if args.part == "search" else {}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        parts[args.part](Path(folder), args.largest)
+        parts[args.part](Path(folder), args.largest, **more)
 
 
 if __name__ == "__main__":

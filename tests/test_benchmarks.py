@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import ranking, step
+from structalign.util.checkpoint import load_tensors
 from tests.helpers.params import config
 
 
@@ -18,6 +19,14 @@ def test_every_way_of_ranking_is_measured(tmp_path: Path) -> None:
         row = ranking.measure_growth(path, rerank, index)
         assert row["r10"] >= 60
         assert row["seconds"] > 0
+
+
+def test_a_gallery_that_is_written_part_by_part_is_read_as_features(tmp_path: Path) -> None:
+    features = torch.randn(5, 3, 4)
+    with ranking.frames_file(tmp_path / "a.safetensors", (5, 3, 4), "F32") as stream:
+        for part in features.split(2):
+            stream.write(part.numpy().tobytes())
+    assert torch.equal(load_tensors(tmp_path / "a.safetensors")["frames"], features)
 
 
 def test_a_step_is_taken_with_every_regulariser_and_without_each_saving() -> None:

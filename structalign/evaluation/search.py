@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 
 from structalign import paths
 from structalign.config.schema import Config
-from structalign.data.clips import raw_folder, read_manifest
 from structalign.data.tasks import read_task
 from structalign.retrieval.encode import encode_texts
 from structalign.retrieval.gallery import TaskGallery, load_galleries
@@ -71,7 +70,6 @@ class SearchIndex:
         self.categories = checkpoint.categories
         self.learner = Learner(config, split.num_categories, checkpoint)
         self.ranker = Ranker(self.learner.retriever, self.galleries, config.similarity, config.evaluate)
-        self.captions = {clip.id: clip.captions[0] for clip in read_manifest(raw_folder(config) / "manifest.jsonl")}
 
     def search(self, query: str, top: int) -> list[Hit]:
         """Rank all videos of tasks 1..after for a query; return the best `top`, or all that the index returns."""
@@ -80,8 +78,19 @@ class SearchIndex:
         scores = self.ranker.scores([query])[0]  # [V]
         found = int((~scores.isneginf()).sum())  # an index need not return all videos
         best = scores.argsort(descending=True, stable=True)[: min(top, found)].tolist()
+        stored = [self._stored(place) for place in best]
+        words = {task: self._words(query, task) for task in {gallery.task for gallery, _ in stored}}
         return [
-            self._hit(query, rank, *self._stored(place), float(scores[place])) for rank, place in enumerate(best, 1)
+            Hit(
+                rank=rank,
+                clip=gallery.clips[position],
+                score=float(scores[place]),
+                category=self.categories[gallery.category[position]],
+                task=gallery.task,
+                caption=gallery.caption(position),
+                matches=best_frames(words[gallery.task], gallery.frames[position]),
+            )
+            for rank, (place, (gallery, position)) in enumerate(zip(best, stored, strict=True), 1)
         ]
 
     def _stored(self, place: int) -> tuple[TaskGallery, int]:
@@ -92,22 +101,19 @@ class SearchIndex:
             place -= len(gallery.clips)
         return gallery, place
 
-    def _hit(self, query: str, rank: int, gallery: TaskGallery, position: int, score: float) -> Hit:
-        clip = gallery.clips[position]
-        return Hit(
-            rank=rank,
-            clip=clip,
-            score=score,
-            category=self.categories[gallery.category[position]],
-            task=gallery.task,
-            caption=self.captions.get(clip, ""),
-            matches=self._matches(query, gallery.task, gallery.frames[position]),
-        )
-
-    def _matches(self, query: str, task: int, frames: Tensor) -> list[tuple[str, int]]:
-        """Find the frame (of N) that each piece of the query matches best, on average over its tokens."""
+    def _words(self, query: str, task: int) -> list[tuple[str, Tensor]]:
+        """The pieces of a query, each with the features (l, D) of its tokens, as they are read for a task."""
         retriever = self.learner.retriever
         with torch.inference_mode():
             words, mask, _ = next(encode_texts(retriever, [query], task))  # [1,L,D], [1,L]
-        cosine = normalize(words[0][mask[0]].float().cpu(), dim=-1) @ normalize(frames, dim=-1).T  # [L,N]
-        return [(piece, int(cosine[places].mean(dim=0).argmax())) for piece, places in retriever.word_pieces(query)]
+        tokens = words[0][mask[0]].float().cpu()  # [L,D]
+        return [(piece, tokens[places]) for piece, places in retriever.word_pieces(query)]
+
+
+def best_frames(words: list[tuple[str, Tensor]], frames: Tensor) -> list[tuple[str, int]]:
+    """Find the frame, of (N, D), that each piece matches best, on average over its tokens' cosines."""
+    unit = normalize(frames, dim=-1)
+    return [
+        (piece, int((normalize(tokens, dim=-1) @ unit.T).mean(dim=0).argmax()))  # [l,N] -> [N]
+        for piece, tokens in words
+    ]

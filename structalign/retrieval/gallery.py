@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,6 +77,10 @@ class TaskGallery:
         if self.index is None:
             self.index = FaissIndex.build(self.frames)
         return self.index
+
+    def caption(self, position: int) -> str:
+        """The first caption of the video at a position; queries stand in the order of their videos."""
+        return self.queries[bisect_left(self.target, position)]
 
     def save(self, folder: Path, side: Side = "test") -> None:
         """Write the gallery into an existing folder, with its index if it has one."""

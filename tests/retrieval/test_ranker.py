@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize
 
 from structalign.config.schema import EvaluateConfig, SimilarityConfig
 from structalign.evaluation import metrics
@@ -326,7 +326,10 @@ def test_search_returns_the_best_videos_that_were_found(rerank: int | None, kind
     retriever, galleries = stored()
     retriever.word_pieces = lambda query: [(f"word {number}", [number]) for number in range(WORDS)]
     search = SearchIndex.__new__(SearchIndex)  # without the files of a run
-    search.galleries, search.categories, search.captions = galleries, ["", "one", "two"], {}
+    search.galleries, search.categories = galleries, ["", "one", "two"]
+    for gallery in galleries:  # two captions a video
+        gallery.queries = [f"{caption} of {clip}" for clip in gallery.clips for caption in ("first", "second")]
+        gallery.target = [place for place in range(len(gallery.clips)) for _ in range(2)]
     search.learner = SimpleNamespace(retriever=retriever)  # type: ignore[assignment]
     search.ranker = Ranker(retriever, galleries, similarity(), evaluation(rerank, kind))  # type: ignore[arg-type]
     found = search.search("7", top=1000)
@@ -334,5 +337,11 @@ def test_search_returns_the_best_videos_that_were_found(rerank: int | None, kind
     order = scores.argsort(descending=True, stable=True)[: len(found)].tolist()
     assert [hit.clip for hit in found] == [f"clip-{place}" for place in order]
     assert [hit.task for hit in found] == [1 if place < 30 else 2 for place in order]
+    assert [hit.caption for hit in found] == [f"first of clip-{place}" for place in order]
+    words = retriever.words[:, 7]  # [2,L,D], as each task reads them
+    for hit, place in zip(found, order, strict=True):
+        frames = torch.cat([gallery.frames for gallery in galleries])[place]
+        nearest = cosine_similarity(words[hit.task - 1][:, None], frames, dim=-1).argmax(dim=1)  # [L,N] -> [L]
+        assert hit.matches == [(f"word {number}", int(frame)) for number, frame in enumerate(nearest)]
     assert 3 <= len(found) <= hits
     assert kind == "faiss" or len(found) == hits
