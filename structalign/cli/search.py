@@ -12,7 +12,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,17 +20,11 @@ from structalign import paths
 from structalign.config.schema import Config
 from structalign.data.store import FrameStore
 from structalign.evaluation.search import Hit, SearchIndex
+from structalign.report.figures.hits import contact_sheet
+from structalign.report.figures.style import save
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.errors import UserError
 from structalign.util.log import log
-
-HEIGHT = 112
-"""Pixels of a frame in the contact sheet."""
-
-MARGIN = 24
-"""Pixels above each row, for its title."""
-
-MARK = (213, 94, 0)
 
 
 def hits_table(query: str, after: int, hits: list[Hit]) -> Table:
@@ -45,30 +38,6 @@ def hits_table(query: str, after: int, hits: list[Hit]) -> Table:
         cells = (str(hit.rank), f"{hit.score:.2f}", hit.clip, hit.category, str(hit.task), hit.caption, words)
         table.add_row(*map(Text, cells))
     return table
-
-
-def contact_sheet(hits: list[Hit], store: FrameStore) -> Image.Image:
-    """Draw the frames of each video in a row; frames that a word matches best have a mark around them."""
-    rows = []
-    for hit in hits:
-        matched = {frame for _, frame in hit.matches}
-        frames = [Image.fromarray(frame) for frame in store.read(hit.clip)]
-        width = round(HEIGHT * frames[0].width / frames[0].height)
-        row = Image.new("RGB", (width * len(frames), HEIGHT + MARGIN), "white")
-        draw = ImageDraw.Draw(row)
-        draw.text((4, 6), f"{hit.rank}. {hit.clip} ({hit.category}): {hit.caption}", fill="black")
-        for number, frame in enumerate(frames):
-            row.paste(frame.resize((width, HEIGHT), Image.Resampling.BICUBIC), (number * width, MARGIN))
-            if number in matched:
-                box = (number * width, MARGIN, (number + 1) * width - 1, MARGIN + HEIGHT - 1)
-                draw.rectangle(box, outline=MARK, width=4)
-        rows.append(row)
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    return sheet
 
 
 def parse_tasks(after: int | None, compare: str | None, num_tasks: int) -> list[int]:
@@ -111,5 +80,5 @@ def main() -> None:
             hits = SearchIndex(config, after).search(args.query, args.top)
             Console(width=None if sys.stdout.isatty() else 160).print(hits_table(args.query, after, hits))
             path = args.output / f"after-{after:02d}.png"
-            contact_sheet(hits, store).save(path)
+            save(contact_sheet(hits, [store.read(hit.clip) for hit in hits]), path)
             log.info(f"contact sheet: {path}")
