@@ -307,10 +307,11 @@ def enlarge(run: Path, folder: Path, videos: int) -> None:
     into = folder / paths.gallery(config.K)
     into.mkdir(parents=True)
     path = into / "task-01.safetensors"
-    frames, width = old.frames.shape[1:]
-    with frames_file(path, (videos, frames, width), "F32") as stream:
+    _, frames, width = old.frames.shape
+    shown = torch.arange(FRAMES) % frames
+    with frames_file(path, (videos, FRAMES, width), "F32") as stream:
         for part in which.split(len(noise)):
-            stream.write((old.frames[part] + noise[: len(part), None]).numpy().tobytes())  # [v,N,D]
+            stream.write((old.frames[part][:, shown] + noise[: len(part), None]).numpy().tobytes())  # [v,N,D]
     FaissIndex.build(load_tensors(path)["frames"]).save(path.with_suffix(".faiss"))
     facts = {
         "task": 1,
