@@ -92,7 +92,7 @@ def validation_gallery(earlier: Path, learner: Learner, store: FrameStore, split
 
 def _notes(split: TaskSplit, store: FrameStore, learner: Learner) -> dict[str, int]:
     """Count what was changed or is doubtful about a task's clips, and its captions that are too long."""
-    samples = [*split.train, *split.test]
+    samples = [*split.train, *split.validation, *split.test]
     clips = {sample.clip for sample in samples}
     notes = {note: len(clips.intersection(found)) for note, found in store.notes.items()}
     cut = learner.retriever.count_cut([caption for sample in samples for caption in sample.captions])

@@ -24,8 +24,10 @@ def main(config: Config) -> None:
     train, validation, test = (
         sum(len(getattr(split, side)) for split in splits) for side in ("train", "validation", "test")
     )
+    numbers = sorted({len(split.categories) for split in splits})
+    sizes = " to ".join(map(str, numbers[:: max(1, len(numbers) - 1)]))
     log.info(
-        f"{len(splits)} tasks of {len(splits[0].categories)} categories: {train} training, {validation} validation "
+        f"{len(splits)} tasks of {sizes} categories: {train} training, {validation} validation "
         f"and {test} test clips, {sum(len(split.missing) for split in splits)} missing"
     )
 

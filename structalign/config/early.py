@@ -63,7 +63,7 @@ def check_clips(config: Config, clips: Sequence[Clip]) -> None:
     if shots * min(sizes) * captions < 2:
         raise UserError(
             f"split.shots = {shots}: a task of one category can have a single pair of video and caption, which has "
-            "nothing to be told from; raise split.shots, or lower K"
+            "nothing to be told from; raise split.shots, add captions, or lower K"
         )
 
 

@@ -155,8 +155,7 @@ def write_manifest(clips: Iterable[Clip], path: str | Path) -> None:
         See `read_manifest`.
     """
     clips = list(clips)
-    for _, problem in _conflicts(clips):
-        raise UserError(f"{path}: {problem}")
+    _check_together(clips, [clip.origin or str(path) for clip in clips], path)
     atomic_write_text(path, "".join(_line(clip) for clip in clips))
 
 
@@ -197,17 +196,24 @@ def read_manifest(path: str | Path) -> list[Clip]:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise UserError(f"{path}:{number}: {key + ': ' if key else ''}{first['msg']}") from None
-    for index, problem in _conflicts(clips):
-        raise UserError(f"{path}:{index + 1}: {problem}")
+    _check_together(clips, [clip.origin or f"{path}:{number}" for number, clip in enumerate(clips, 1)], path)
     return clips
+
+
+def _check_together(clips: list[Clip], origins: list[str], path: str | Path) -> None:
+    """Refuse clips that cannot stand beside each other; `origins` says where each comes from."""
+    if not clips:
+        raise UserError(f"{path}: holds no clip")
+    problems = [f"{origins[index]}: {problem}" for index, problem in _conflicts(clips)]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}")
 
 
 def _conflicts(clips: list[Clip]) -> Iterator[tuple[int, str]]:
     """Yield each clip (by index) that cannot stand beside the clips before it, and why."""
     sides: dict[str, str] = {}
     of_video: dict[str, list[Clip]] = defaultdict(list)
-    if not clips:
-        yield 0, "holds no clip"
     for index, clip in enumerate(clips):
         if sides.get(clip.id, clip.split) != clip.split:
             yield index, f"clip {clip.id} is in {sides[clip.id]} and in {clip.split}; it may be in one of them only"
@@ -215,7 +221,8 @@ def _conflicts(clips: list[Clip]) -> Iterator[tuple[int, str]]:
             yield index, f"clip {clip.id} occurs twice; ids must be unique"
         for other in of_video[clip.video]:
             if other.split != clip.split and overlap(clip, other):
-                problem = f"clips {other.id} ({other.split}) and {clip.id} ({clip.split}) show the same moments"
+                first = f"{other.id} ({', '.join(filter(None, (other.split, other.origin)))})"
+                problem = f"clips {first} and {clip.id} ({clip.split}) show the same moments"
                 yield index, f"{problem} of video {clip.video}; choose one side, or segments that do not overlap"
         of_video[clip.video].append(clip)
         sides[clip.id] = clip.split

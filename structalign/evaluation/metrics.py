@@ -63,7 +63,7 @@ def _checked(similarity: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         query, video = broken.nonzero()[0].tolist()
         raise UserError(
             f"scores: NaN for query {query} and gallery video {video} ({int(broken.sum())} in all): "
-            "a feature or a weight is broken"
+            "the model's weights or features are broken; train again at a lower train.lr_first, lr_later or lr_clip"
         )
     queries, videos = similarity.shape
     if target.shape != (queries,):

@@ -75,7 +75,8 @@ def open_clip_backbone(name: str, pretrained: str | None, weights: str | None) -
     except MemoryError:
         raise
     except Exception as error:  # open_clip lets through whatever its many loaders raise
-        raise UserError(f"{source}: cannot load {name} from it ({load_problem(error)})") from None
+        file = "" if path else "; without internet access, name a file of weights in backbone.weights"
+        raise UserError(f"{source}: cannot load {name} from it ({load_problem(error)}){file}") from None
     for key, weight in clip.state_dict().items():
         if weight.is_floating_point() and not weight.isfinite().all():
             raise UserError(f"{source}: {key} holds NaN or infinity; take other weights")

@@ -161,7 +161,10 @@ class Retriever(nn.Module):
             return
         layers = len(blocks) if model.adapter_layers == "all" else model.adapter_layers
         if layers > len(blocks):
-            raise UserError(f"model.adapter_layers = {layers}: {self.info.name} has {len(blocks)} vision blocks")
+            raise UserError(
+                f"model.adapter_layers = {layers}: {self.info.name} has {len(blocks)} vision blocks; set it to "
+                f"{len(blocks)} or fewer, or to all"
+            )
         self._stem_blocks = len(blocks) - layers
         make = partial(LowRank, rank=model.vision_rank, alpha=model.lora_alpha, dropout=model.dropout)
         for number in range(len(blocks) - layers, len(blocks)):

@@ -11,6 +11,7 @@ import pytest
 
 import stages.download
 from structalign.data.clips import Clip, read_manifest
+from structalign.data.datasets import msrvtt
 from tests.helpers.errors import refused
 from tests.helpers.raw_data import actnet_data, config_for, msrvtt_annotations, msrvtt_data, msrvtt_zip, source
 
@@ -105,6 +106,17 @@ def test_msrvtt_annotations_that_are_wrong(here: Path, change: Callable[[dict], 
         download(data)
 
 
+@pytest.mark.parametrize("blank", ["", "  ", "&nbsp;", "\u200b"])
+def test_msrvtt_sentences_without_a_word_are_left_out(here: Path, blank: str) -> None:
+    plain, more = msrvtt_annotations(), msrvtt_annotations()
+    more["sentences"].append({**more["sentences"][0], "caption": blank})
+    found = []
+    for content in (plain, more):
+        (here / "mine.json").write_text(json.dumps(content))
+        found.append(msrvtt.read_annotations(here / "mine.json").captions)
+    assert found[0] == found[1]
+
+
 def test_msrvtt_ids_lead_nowhere_else(here: Path) -> None:
     msrvtt_zip(here / "MSRVTT.zip")
     hostile = msrvtt_annotations()
@@ -120,7 +132,8 @@ def test_msrvtt_ids_lead_nowhere_else(here: Path) -> None:
     ("content", "said"),
     [
         ("key,video_id\n1,video0t\n", r"csv:1: lacks the column sentence"),
-        ("video_id,sentence\nvideo0t,\n", r"csv:2: .*empty caption"),
+        ("video_id,sentence\nvideo0t,\n", r"csv:2: .*caption without a word"),
+        ("video_id,sentence\nvideo0t,&nbsp;\n", r"csv:2: .*caption without a word"),
         ("video_id,sentence\nvideo0t,a\nvideo0t,b\n", r"csv:3: .*occurs twice"),
         ("video_id,sentence\nvideo0t,a\n", "no caption for the test video"),
         ("", r"test\.csv:1: lacks the column"),

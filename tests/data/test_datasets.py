@@ -374,6 +374,7 @@ def test_local_what_is_missing_or_empty_counts_against_what_is_allowed(here: Pat
         stages.download.main(config_for(data, 1, split={"shots": 2}, frames={"allow_missing": 2}))
     assert "1 of 5 videos are missing: c (clips.csv:4; is c.webm meant?); " in str(error.value)
     assert "2 of 5 segments have no length: clips.csv:3 (5 to 5 s), clips.csv:5 (4 to 2 s)" in str(error.value)
+    assert "frames.allow_missing=3 (now 2)" in str(error.value)
     stages.download.main(config_for(data, 1, split={"shots": 2}, frames={"allow_missing": 3}))
     assert len(read_manifest("data/raw/local/manifest.jsonl")) == 5
 

@@ -69,7 +69,7 @@ def test_a_table_without_the_right_columns_is_refused(content: str | bytes, said
         (ROW + "a.mp4,,,c,y,test", r"csv:3: split = 'test', but 'train' .*2"),
         (
             "a.mp4,,2,c,x,train\na.mp4,1,,c,y,test",
-            r"clips a_0-2 \(train\) and a_1-end \(test\) show the same moments",
+            r"clips\.csv:3: clips a_0-2 \(train, clips\.csv:2\) and a_1-end \(test\) show the same moments",
         ),
         ('a.mp4,,,c,"x,train\nb.mp4,,,c,y,test', r"csv:2: not a CSV"),
         ('a.mp4,,,c,"x"y,train', r"csv:2: not a CSV"),

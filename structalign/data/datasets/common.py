@@ -205,8 +205,9 @@ def require_videos(missing: list[str], annotated: int, where: str, allowed: int,
     if empty:
         problems.append(f"{len(empty)} of {annotated} segments have no length: {_ten(empty)}")
     message = f"{where}: {'; '.join(problems)}"
-    if len(missing) + len(empty) > allowed:
-        raise UserError(f"{message}; mend them, or raise frames.allow_missing = {allowed}")
+    count = len(missing) + len(empty)
+    if count > allowed:
+        raise UserError(f"{message}; mend them, or leave them out with frames.allow_missing={count} (now {allowed})")
     log.warning(f"{message}; left out, as frames.allow_missing = {allowed} allows")
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from structalign.config.schema import Config
 from structalign.config.section import DataSection, Source
 from structalign.data.archive import members, read_member
-from structalign.data.clips import Clip
+from structalign.data.clips import Clip, is_readable
 from structalign.data.datasets.common import (
     VIDEO_SUFFIXES,
     forget,
@@ -213,7 +213,7 @@ def read_test_captions(path: Path) -> dict[str, str]:
     Raises
     ------
     UserError
-        Where a column is missing, a caption is empty or a video occurs twice; the message names the line.
+        Where a column is missing, a caption has no word or a video occurs twice; the message names the line.
     """
     captions: dict[str, str] = {}
     try:
@@ -223,8 +223,8 @@ def read_test_captions(path: Path) -> dict[str, str]:
                 raise UserError(f"{path}:1: lacks the column {min(lacking)}")
             for row in reader:
                 video, caption = row["video_id"], (row["sentence"] or "").strip()
-                if not caption:
-                    raise UserError(f"{path}:{reader.line_num}: video {video} has an empty caption")
+                if not is_readable(caption):
+                    raise UserError(f"{path}:{reader.line_num}: video {video} has a caption without a word")
                 if video in captions:
                     raise UserError(f"{path}:{reader.line_num}: video {video} occurs twice")
                 captions[video] = caption
@@ -255,18 +255,22 @@ def read_annotations(path: Path) -> Annotations:
 
 
 def _parse(content: Any) -> Annotations | None:
-    found = Annotations()
+    found, blank = Annotations(), 0
     try:
         key, rows = ("video_id", "sentences") if "sentences" in content else ("image_id", "annotations")
         for row in content[rows]:
             # A handful of sentences of such collections tend to be blank; there is nothing to learn from them.
-            if caption := row["caption"].strip():
+            if is_readable(caption := row["caption"].strip()):
                 found.captions[row[key]].append(caption)
+            else:
+                blank += 1
         for row in content["videos"] if rows == "sentences" else ():
             side = "test" if row["split"] == "test" else "train"
             found.placed[row["video_id"]] = (side, category_name(str(row["category"])))
     except (TypeError, KeyError, AttributeError):
         return None
+    if blank:
+        log.info(f"MSR-VTT's annotations: {blank} sentences without a word are left out")
     return found
 
 
