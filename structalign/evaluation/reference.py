@@ -13,7 +13,7 @@ from structalign.data.tasks import TaskSplit
 from structalign.evaluation.evaluate import rank, recall_over_all
 from structalign.evaluation.metrics import ranks
 from structalign.model.retriever import Retriever
-from structalign.retrieval.encode import encode_texts
+from structalign.retrieval.encode import encode_texts, in_place
 from structalign.retrieval.gallery import TaskGallery
 from structalign.retrieval.index import global_features
 
@@ -84,9 +84,9 @@ def reference(
         As in `Reference`.
     """
     queries = [caption for sample in split.test for caption in sample.captions]
-    text = [global_ for _, _, global_ in encode_texts(untouched, queries, split.task)]
+    text = in_place((places, global_) for places, _, _, global_ in encode_texts(untouched, queries, split.task))
     return Reference(
-        text=normalize(torch.cat(text).float(), dim=-1).cpu(),
+        text=normalize(text.float(), dim=-1).cpu(),
         video=global_features(frames),
         untouched_r1=recall_within_own_gallery(untouched, split, frames, similarity, split.task),
         next_r1=next_r1,

@@ -105,7 +105,7 @@ class SearchIndex:
         """The pieces of a query, each with the features (l, D) of its tokens, as they are read for a task."""
         retriever = self.learner.retriever
         with torch.inference_mode():
-            words, mask, _ = next(encode_texts(retriever, [query], task))  # [1,L,D], [1,L]
+            _, words, mask, _ = next(encode_texts(retriever, [query], task))  # [1,L,D], [1,L]
         tokens = words[0][mask[0]].float().cpu()  # [L,D]
         return [(piece, tokens[places]) for piece, places in retriever.word_pieces(query)]
 

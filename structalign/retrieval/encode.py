@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from structalign.losses.contrastive import pool_words
+from structalign.model.clip import cut_padding, end_positions
 from structalign.model.retriever import Retriever
 
 QUERY_BATCH = 256
@@ -27,22 +28,47 @@ def encode_videos(retriever: Retriever, batches: Iterable[Tensor], task: int | N
 
 
 @torch.inference_mode()
-def encode_texts(retriever: Retriever, captions: Sequence[str], task: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Encode captions with one task's prototype; yield words (b, L, D), mask (b, L) and global features (b, D)."""
+def encode_texts(
+    retriever: Retriever, captions: Sequence[str], task: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Encode captions with one task's prototype, batch by batch, as `token_batches` orders them.
+
+    Yields
+    ------
+    places : Tensor, shape (b,)
+        Positions of the batch's captions among all.
+    words, mask : Tensor, shapes (b, L, D) and (b, L)
+    global_ : Tensor, shape (b, D)
+    """
     retriever.eval()
     device = next(retriever.parameters()).device
-    for tokens in token_batches(retriever, captions):
-        yield retriever.encode_text(tokens.to(device), task)
+    for places, tokens in token_batches(retriever, captions):
+        yield places, *retriever.encode_text(tokens.to(device), task)
 
 
-def token_batches(retriever: Retriever, captions: Sequence[str], size: int = QUERY_BATCH) -> Iterator[Tensor]:
-    """Yield captions as tokens (b, L), `size` of them at a time."""
-    for start in range(0, len(captions), size):
-        yield retriever.tokenize(captions[start : start + size])
+def token_batches(
+    retriever: Retriever, captions: Sequence[str], size: int = QUERY_BATCH
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield captions as tokens (b, L), `size` of them at a time, after their positions (b,) among all.
+
+    The shortest come first, because a batch is padded to its longest caption.
+    """
+    tokens = retriever.tokenize(captions)  # [T,L]
+    for places in end_positions(tokens).argsort(stable=True).split(size):
+        yield places, cut_padding(tokens[places])
 
 
 def pooled_texts(retriever: Retriever, captions: Sequence[str], task: int) -> Tensor:
     """Encode captions with one task's prototype and pool their words: (T, D), on the CPU."""
     with torch.inference_mode():
         batches = encode_texts(retriever, captions, task)
-        return torch.cat([pool_words(words.float(), mask).cpu() for words, mask, _ in batches])
+        return in_place((places, pool_words(words.float(), mask).cpu()) for places, words, mask, _ in batches)
+
+
+def in_place(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Put parts (b, D) of a whole (T, D) where their positions (b,) say."""
+    places, parts = zip(*batches, strict=True)
+    rows = torch.cat(parts)
+    whole = torch.empty_like(rows)
+    whole[torch.cat(places)] = rows
+    return whole

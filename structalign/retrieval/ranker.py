@@ -133,17 +133,15 @@ class Ranker:
             word_frame[:, columns] = over_texts.T
         return fused, word_frame
 
-    def _blocks(self, queries: Sequence[str]) -> Iterator[tuple[slice, _Block]]:
-        """Yield the scores of all queries in order, a block of rows at a time."""
+    def _blocks(self, queries: Sequence[str]) -> Iterator[tuple[Tensor, _Block]]:
+        """Yield the scores of all queries, a block of rows (q,) at a time."""
         self.retriever.eval()
-        done = 0
         score = self._in_two_stages if self.two_stages else self._in_full
         rows = min(_RERANK_BATCH if self.two_stages else QUERY_BATCH, _BLOCK // max(1, self.size))
-        for tokens in token_batches(self.retriever, queries, max(1, rows)):
+        for places, tokens in token_batches(self.retriever, queries, max(1, rows)):
             with torch.inference_mode():
                 block = score(tokens)
-            yield slice(done, done + len(tokens)), block
-            done += len(tokens)
+            yield places, block
 
     def _encode(self, tokens: Tensor) -> Iterator[_Texts]:
         """Encode queries for each gallery; only once if the encoder does not depend on the task."""

@@ -42,13 +42,14 @@ class Stored(nn.Module):
         self.text_pooling: TextPooling | None = None
 
     def tokenize(self, texts: list[str]) -> Tensor:
+        """The number of each query, and a second token for odd ones: they are longer, and come later in a batch."""
         self.tokenised += len(texts)
-        return torch.tensor([[int(text)] for text in texts])
+        return torch.tensor([[int(text), 1000 * (int(text) % 2)] for text in texts])
 
     def encode_text(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor, Tensor]:
         self.encoded += len(tokens)
         words = self.words[task - 1 if self.reads_by_task else 0, tokens[:, 0]]  # [q,L,D]
-        mask = torch.arange(words.shape[1]) <= tokens % words.shape[1]  # [q,L], captions of 1 to L words
+        mask = torch.arange(words.shape[1]) <= tokens[:, :1] % words.shape[1]  # [q,L], captions of 1 to L words
         return words, mask, words.mean(dim=1)
 
 
