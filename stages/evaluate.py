@@ -97,7 +97,7 @@ def _notes(split: TaskSplit, store: FrameStore, learner: Learner) -> dict[str, i
     notes = {note: len(clips.intersection(found)) for note, found in store.notes.items()}
     cut = learner.retriever.count_cut([caption for sample in samples for caption in sample.captions])
     if cut:
-        log.warning(f"task {split.task}: {cut} captions are longer than the text encoder reads: their ends are cut")
+        log.warning(f"task {split.task}: captions longer than the text encoder reads, ends cut: {cut}")
     return {note: count for note, count in {**notes, "captions cut": cut}.items() if count}
 
 

@@ -109,7 +109,7 @@ def _refuse_videos_of_two_categories(clips: Sequence[Clip]) -> None:
         categories[clip.video].add(clip.category)
     if shared := [f"{video} ({', '.join(sorted(found))})" for video, found in categories.items() if len(found) > 1]:
         raise UserError(
-            f"{len(shared)} videos are in two categories, which can come in two tasks: {_ten(shared)}; choose one "
+            f"videos in two categories, which can come in two tasks: {_ten(shared)}; choose one "
             "category for each, cut the video in two files, or set K=1"
         )
 

@@ -75,7 +75,7 @@ def one_video(clips: list[Clip], *ids: str) -> list[Clip]:
         (
             one_video(clips_of(4), "train-0-0", "train-3-1"),
             2,
-            r"1 videos are in two categories.*one\.mp4 \(cat 0, cat 3\)",
+            r"videos in two categories.*one\.mp4 \(cat 0, cat 3\)",
         ),
     ],
 )

@@ -270,7 +270,7 @@ def _parse(content: Any) -> Annotations | None:
     except (TypeError, KeyError, AttributeError):
         return None
     if blank:
-        log.info(f"MSR-VTT's annotations: {blank} sentences without a word are left out")
+        log.info(f"MSR-VTT's annotations: sentences without a word, left out: {blank}")
     return found
 
 
