@@ -13,9 +13,8 @@ from structalign.config.schema import Config
 from structalign.report import figures
 from structalign.report.page import render
 from structalign.report.run import MODALITIES, Run, read_run
-from structalign.report.tables import PUBLISHED_NOTE, cost_of, summary, tables, to_csv
-from structalign.util.cost import keep_cost
-from structalign.util.files import atomic_write_json, atomic_write_text, fresh_dir
+from structalign.report.tables import PUBLISHED_NOTE, outcome, tables, write_tables
+from structalign.util.files import atomic_write_text, fresh_dir
 from structalign.util.log import log
 
 
@@ -27,18 +26,7 @@ def main(config: Config) -> None:
             figures.save(figure, folder / f"{name}.png")
         images = {path.stem: path.read_bytes() for path in folder.iterdir()}
     atomic_write_text(paths.PLOTS / "report.html", render(run, images))
-    for name, table in tables(run).items():
-        atomic_write_text(paths.PLOTS / f"{name}.csv", to_csv(table))
-    numbers = summary(run)
-    atomic_write_json(paths.SUMMARY, numbers)
-    cost = cost_of(run)
-    if cost:
-        keep_cost(numbers["training"], cost)
-    log.info(
-        f"{run.label}: R@1 {numbers['r1']:.2f}, BWF {numbers['bwf']:.2f}"
-        + (f", training {cost['train_seconds']:.0f} s" if "train_seconds" in cost else "")
-        + (f" ({run.warning})" if run.warning else "")
-    )
+    log.info(outcome(run, write_tables(run)))
 
 
 def draw(run: Run) -> Iterator[tuple[str, Figure]]:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from structalign import paths
 from structalign.evaluation.geometry import GEOMETRY
 from structalign.evaluation.metric_table import COST, METRICS, Metric, computed
 from structalign.report.run import MODALITIES, Run
-from structalign.util.cost import known_cost, training_id
+from structalign.util.cost import keep_cost, known_cost, training_id
 from structalign.util.errors import UserError
+from structalign.util.files import atomic_write_json, atomic_write_text
 
 PUBLISHED_NOTE = "published numbers: epoch picked on the test set"
 """The benchmark's authors keep the epoch with the best R@1 on the test queries (METHOD.md, section 4)."""
@@ -234,3 +236,24 @@ def tables(run: Run) -> dict[str, pd.DataFrame]:
 def to_csv(table: pd.DataFrame) -> str:
     """Write a table as CSV; floats keep six significant digits."""
     return table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+
+
+def write_tables(run: Run) -> dict[str, Any]:
+    """Write the CSVs under `plots/` and the summary, note what the training took, and return the summary."""
+    for name, table in tables(run).items():
+        atomic_write_text(paths.PLOTS / f"{name}.csv", to_csv(table))
+    numbers = summary(run)
+    atomic_write_json(paths.SUMMARY, numbers)
+    if cost := cost_of(run):
+        keep_cost(numbers["training"], cost)
+    return numbers
+
+
+def outcome(run: Run, numbers: Mapping[str, Any]) -> str:
+    """Say in a line how a run ended, from its `summary`."""
+    cost = cost_of(run)
+    return (
+        f"{run.label}: R@1 {numbers['r1']:.2f}, BWF {numbers['bwf']:.2f}"
+        + (f", training {cost['train_seconds']:.0f} s" if "train_seconds" in cost else "")
+        + (f" ({run.warning})" if run.warning else "")
+    )
