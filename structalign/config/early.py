@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from structalign.data.clips import Clip
 
 
+_ALIGNED = ("structalign", "dual_prompts")
+"""Methods that align with a frame if `loss.etf_weight` is not 0; named here because importing them takes seconds."""
+
+
 def check_parameters(config: Config) -> None:
     """Refuse parameters that contradict each other, or the files that they name.
 
@@ -42,8 +46,10 @@ def check_clips(config: Config, clips: Sequence[Clip]) -> None:
     Raises
     ------
     UserError
-        If categories cannot be divided, lack videos, or share videos. The message names all of them.
+        If categories are more than the backbone's features have room for, cannot be divided, lack videos, or share
+        videos. The message names all of them.
     """
+    _check_room(config, len({clip.category for clip in clips}))
     if config.data.protocol != "fewshot":
         return
     categories = list(dict.fromkeys(clip.category for clip in clips))
@@ -101,6 +107,20 @@ def task_sizes(num_tasks: int, num_categories: int, per_task: Sequence[int] | No
             f"{', '.join(divisors)}, or set split.categories_per_task={str(uneven).replace(' ', '')}"
         )
     return [num_categories // num_tasks] * num_tasks
+
+
+def _check_room(config: Config, categories: int) -> None:
+    """Refuse a frame with more prototypes than equiangular vectors can be."""
+    if config.method.name not in _ALIGNED or config.loss.etf_weight == 0:
+        return
+    architecture = config.backbone.architecture
+    width = backbone_config(architecture, config.backbone.pretrained, config.backbone.weights)["embed_dim"]
+    classes = config.etf.num_classes or categories
+    if classes > width + 1:
+        raise UserError(
+            f"{classes} equiangular prototypes need features of at least {classes - 1} numbers, and {architecture} "
+            f"has {width}: take a wider backbone, or no frame with loss.etf_weight=0"
+        )
 
 
 def _refuse_videos_of_two_categories(clips: Sequence[Clip]) -> None:

@@ -95,6 +95,15 @@ def test_a_single_pair_is_no_task() -> None:
         check_clips(config_for(LOCAL, 4, split={"shots": 1}), clips_of(4))
 
 
+def test_more_categories_than_equiangular_prototypes_have_room_for() -> None:
+    many = clips_of(130)
+    with pytest.raises(UserError, match=r"130 equiangular prototypes .* at least 129 numbers, and tiny has 128"):
+        check_clips(config_for(LOCAL, 10, split={"shots": 2}), many)
+    check_clips(config_for(LOCAL, 3, split={"shots": 2}), clips_of(129))
+    check_clips(config_for(LOCAL, 10, split={"shots": 2}, loss={"etf_weight": 0}), many)
+    check_clips(config_for(LOCAL, 10, split={"shots": 2}, method={"name": "finetune"}), many)
+
+
 def test_sizes_of_tasks() -> None:
     assert task_sizes(5, 20, None) == [4] * 5
     assert task_sizes(3, 7, [3, 2, 2]) == [3, 2, 2]
