@@ -7,7 +7,7 @@
 
 Galleries are made up: videos cluster around topics, frames around their video, and a query's words around the frames
 of one video, with noise that makes finding it hard. They lie as half-precision safetensors in a folder (--folder,
-12 KB a video; it is removed at the end) and are mapped from there, as stored galleries are. Every measurement has a
+12 KB a video, twice that in `search`; removed at the end) and are mapped from there, as stored galleries are. Every measurement has a
 process of its own; in `growth`, queries come one at a time, as a search has them. Encoding queries is not part of it.
 Seconds are processor time, as the machine may be doing other work; waiting for a disk that does not hold its files in
 memory would come on top.
@@ -51,7 +51,7 @@ from structalign.util.files import atomic_write_json
 
 WIDTH, WORDS, FRAMES = 512, 14, 12
 QUERIES = 100
-"""Of `growth`."""
+"""Of `growth` and `search`."""
 
 CANDIDATES = 100
 Index = Literal["flat", "faiss"]
