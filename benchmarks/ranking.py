@@ -7,8 +7,9 @@
 
 Galleries are made up: videos cluster around topics, frames around their video, and a query's words around the frames
 of one video, with noise that makes finding it hard. They lie as half-precision safetensors in a folder (--folder,
-12 KB a video, twice that in `search`; removed at the end) and are mapped from there, as stored galleries are. Every measurement has a
-process of its own; in `growth`, queries come one at a time, as a search has them. Encoding queries is not part of it.
+12 KB a video; removed at the end) and are mapped from there. Every measurement has a process of its own; in `growth`,
+queries come one at a time, as a search has them. Encoding queries is not part of it. `search` takes single precision
+(24 KB a video), as galleries are stored, and encodes its queries.
 Seconds are processor time, as the machine may be doing other work; waiting for a disk that does not hold its files in
 memory would come on top.
 """
