@@ -63,6 +63,11 @@ class _Block(NamedTuple):
     word_frame: Tensor | None  # [q,V], not standardised; None if they do not count, or not all are computed
     global_: Tensor  # [q,V], not standardised
 
+    def cpu(self) -> _Block:
+        """The same on the CPU."""
+        word_frame = None if self.word_frame is None else self.word_frame.cpu()
+        return _Block(self.fused.cpu(), word_frame, self.global_.cpu())
+
 
 class Ranker:
     """Ranks galleries for queries; what does not depend on a query is computed once.
@@ -127,21 +132,21 @@ class Ranker:
                 word_frame[rows] = block.word_frame
         if by_cosine:
             return fused, global_
-        for videos in torch.arange(self.size).split(_COLUMNS):  # in place, because these matrices are large
-            columns = slice(int(videos[0]), int(videos[-1]) + 1)
+        for start in range(0, self.size, _COLUMNS):  # in place, because these matrices are large
+            columns = slice(start, start + _COLUMNS)
             over_texts = fuse(word_frame[:, columns].T, global_[:, columns].T, self.similarity.alpha)  # [v,Q]
             word_frame[:, columns] = over_texts.T
         return fused, word_frame
 
     def _blocks(self, queries: Sequence[str]) -> Iterator[tuple[Tensor, _Block]]:
-        """Yield the scores of all queries, a block of rows (q,) at a time."""
+        """Yield the scores of all queries on the CPU, a block of rows (q,) at a time."""
         self.retriever.eval()
         score = self._in_two_stages if self.two_stages else self._in_full
         rows = min(_RERANK_BATCH if self.two_stages else QUERY_BATCH, _BLOCK // max(1, self.size))
         for places, tokens in token_batches(self.retriever, queries, max(1, rows)):
             with torch.inference_mode():
                 block = score(tokens)
-            yield places, block
+            yield places, block.cpu()
 
     def _encode(self, tokens: Tensor) -> Iterator[_Texts]:
         """Encode queries for each gallery; only once if the encoder does not depend on the task."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cosine_similarity, normalize
 
 from structalign.config.schema import EvaluateConfig, SimilarityConfig
@@ -49,7 +50,9 @@ class Stored(nn.Module):
     def encode_text(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor, Tensor]:
         self.encoded += len(tokens)
         words = self.words[task - 1 if self.reads_by_task else 0, tokens[:, 0]]  # [q,L,D]
-        mask = torch.arange(words.shape[1]) <= tokens[:, :1] % words.shape[1]  # [q,L], captions of 1 to L words
+        mask = (
+            torch.arange(words.shape[1], device=words.device) <= tokens[:, :1] % words.shape[1]
+        )  # [q,L], captions of 1 to L words
         return words, mask, words.mean(dim=1)
 
 
@@ -72,6 +75,29 @@ def stored(sizes: tuple[int, ...] = (30, 50), queries: int = 20, seed: int = 0) 
         galleries.append(TaskGallery(task, clips, [task] * len(part), [str(q) for q in own], places, part))
         start += len(part)
     return Stored(words), galleries
+
+
+@pytest.mark.parametrize("pools", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 0.7])
+def test_a_ranking_on_a_gpu_ends_on_the_cpu(monkeypatch: pytest.MonkeyPatch, alpha: float, pools: bool) -> None:
+    """With tensors that have a device and no data; in two stages, what is read depends on the data."""
+    retriever, galleries = stored()
+    retriever.text_pooling = TextPooling(WIDTH) if pools else None
+    monkeypatch.setattr(ranking, "token_batches", lambda model, texts, _: [(torch.arange(20), model.tokenize(texts))])
+    monkeypatch.setattr(ranking, "frame_chunks", lambda frames, device: [frames.to(device)])
+    monkeypatch.setattr(index, "frame_chunks", lambda frames, device: [frames.to(device)])
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            retriever._apply(lambda tensor: fake.from_tensor(tensor.detach()).to("cuda:0"))
+            for gallery in galleries:
+                gallery.frames = fake.from_tensor(gallery.frames)
+            ranker = Ranker(retriever, galleries, SimilarityConfig(alpha=alpha, pooling="max"))
+            assert ranker.device.type == "cuda"
+            scores = ranker.scores_both_ways([str(number) for number in range(20)])
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+    assert [(part.device.type, tuple(part.shape)) for part in scores] == [("cpu", (20, 80))] * 2
 
 
 @pytest.mark.parametrize("texts", [1, 3, 64])
