@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,31 +63,28 @@ def attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: 
     return attention.out_proj(mix_heads(attention, query, key, value))
 
 
-def noisy_top_k(seen: Tensor, router: Tensor, noise: Tensor, top_k: int, training: bool) -> tuple[Tensor, Tensor]:
+def noisy_top_k(logits: Tensor, noise: Tensor | None, top_k: int) -> tuple[Tensor, Tensor]:
     """Pick the experts that answer (METHOD.md, section 2).
 
     Parameters
     ----------
-    seen : Tensor, shape (T, W)
-        What the router sees of each of T inputs.
-    router, noise : Tensor, shape (E, W)
-        Weights of the linear maps to logits, and to the noise on them in training: Gaussian, of standard
-        deviation softplus(linear(.)) + 0.01.
+    logits : Tensor, shape (..., E)
+        The router's, of each input.
+    noise : Tensor, shape (..., E), optional
+        In training, Gaussian noise of standard deviation softplus(noise) + 0.01 is added to them.
     top_k : int
         How many of the E experts answer, k.
-    training : bool
 
     Returns
     -------
-    gates : Tensor, shape (T, k)
+    gates : Tensor, shape (..., k)
         Softmax over the logits of those that answer.
-    which : Tensor, shape (T, k), int64
+    which : Tensor, shape (..., k), int64
         Their numbers.
     """
-    logits = linear(seen, router)  # [T,E]
-    if training:
-        logits = logits + torch.randn_like(logits) * (softplus(linear(seen, noise)) + 0.01)
-    best, which = logits.topk(top_k, dim=-1)  # [T,k]
+    if noise is not None:
+        logits = logits + torch.randn_like(logits) * (softplus(noise) + 0.01)
+    best, which = logits.topk(top_k, dim=-1)
     return best.softmax(dim=-1).to(logits.dtype), which
 
 
@@ -164,7 +161,7 @@ class LowRank(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Map states (T, L, inputs) to the update (T, L, outputs)."""
         hidden = linear(dropout(states, self.dropout, self.training), self.A)  # [T,L,r]
-        return self.scale * linear(hidden, self.B)
+        return linear(self.scale * hidden, self.B)
 
 
 class LowRankExperts(nn.Module):
@@ -206,25 +203,52 @@ class LowRankExperts(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Map states (T, L, inputs) to the mixed update (T, L, outputs)."""
-        hidden = linear(dropout(states, self.dropout, self.training), self.A)  # [T,L,r]
-        if self.context.prototype is None:
-            return self.scale * linear(hidden, self.B[0])
-        gates = self.gates(states, self.context.prototype)  # [T,E]
-        # Mixing the small matrices first makes one batched product of what would be E full-size updates.
-        mixed = (gates @ self.B.flatten(1)).view(len(states), *self.B.shape[1:])  # [T,out,r]
-        return self.scale * torch.bmm(hidden, mixed.transpose(1, 2))
-
-    def gates(self, states: Tensor, prototype: Tensor) -> Tensor:
-        """Weigh the experts for each text: (T, E), `top_k` of them above 0, summing to 1."""
-        rows = torch.arange(len(states), device=states.device)
-        seen = states[rows, self.context.end] + prototype  # [T,inputs]
-        gates, which = noisy_top_k(seen, self.router.weight, self.noise.weight, self.top_k, self.training)
-        return gates.new_zeros(len(seen), len(self.B)).scatter(-1, which, gates)
+        return mixed_updates([self], states)[0]
 
     @torch.no_grad()
     def copy_first_expert(self) -> None:
         """Hand what expert 1 learnt in task 1 to all others."""
         self.B.copy_(self.B[:1].expand_as(self.B))
+
+
+def mixed_updates(mixtures: Sequence[LowRankExperts], states: Tensor) -> Tensor:
+    """Updates of U mixtures of the same size that read the same states, as few large products.
+
+    Parameters
+    ----------
+    mixtures : sequence of LowRankExperts
+    states : Tensor, shape (T, L, inputs)
+
+    Returns
+    -------
+    Tensor, shape (U, T, L, outputs)
+    """
+    first = mixtures[0]
+    dropped = dropout(states.expand(len(mixtures), -1, -1, -1), first.dropout, first.training)  # [U,T,L,W]
+    down = torch.stack([mixture.A for mixture in mixtures])  # [U,r,W]
+    hidden = torch.bmm(dropped.flatten(1, 2), down.mT).unflatten(1, states.shape[:2])  # [U,T,L,r]
+    if first.context.prototype is None:
+        up = torch.stack([mixture.B[0] for mixture in mixtures])  # [U,out,r]
+        return torch.bmm(first.scale * hidden.flatten(1, 2), up.mT).unflatten(1, states.shape[:2])
+    gates = first.scale * mixed_gates(mixtures, states, first.context.prototype)  # [U,T,E]
+    up = torch.stack([mixture.B for mixture in mixtures])  # [U,E,out,r]
+    # Mixing the small matrices first makes one batched product of what would be E full-size updates.
+    mixed = torch.bmm(gates, up.flatten(2)).unflatten(2, up.shape[2:])  # [U,T,out,r]
+    return torch.bmm(hidden.flatten(0, 1), mixed.flatten(0, 1).mT).unflatten(0, hidden.shape[:2])
+
+
+def mixed_gates(mixtures: Sequence[LowRankExperts], states: Tensor, prototype: Tensor) -> Tensor:
+    """Weigh the experts of U mixtures for each text: (U, T, E), `top_k` of them above 0, summing to 1."""
+    first = mixtures[0]
+    rows = torch.arange(len(states), device=states.device)
+    seen = states[rows, first.context.end] + prototype  # [T,inputs]
+    maps = [mixture.router.weight for mixture in mixtures]
+    if first.training:
+        maps += [mixture.noise.weight for mixture in mixtures]
+    scores = linear(seen, torch.cat(maps)).unflatten(1, (-1, len(first.B)))  # [T,U,E], then as many for the noise
+    logits, *noise = scores.transpose(0, 1).split(len(mixtures))  # [U,T,E]
+    gates, which = noisy_top_k(logits, noise[0] if noise else None, first.top_k)  # [U,T,k]
+    return gates.new_zeros(logits.shape).scatter(-1, which, gates)
 
 
 class LowRankAttention(nn.Module):
@@ -260,12 +284,17 @@ class LowRankAttention(nn.Module):
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         """Attend within sequences: `query` (T, Q, W) to states `key` = `value` (T, L, W)."""
-        parts = dict(zip("qkv", project(self.base, query, key), strict=True))  # [T,Q,W], [T,L,W], [T,L,W]
-        for name, states in zip("qkv", (query, key, key), strict=True):
-            if name in self.updates:
-                parts[name] = parts[name] + self.updates[name](states)
-        mixed = mix_heads(self.base, parts["q"], parts["k"], parts["v"], attn_mask)
+        parts = zip(project(self.base, query, key), self._updates(query, key), strict=True)
+        queries, keys, values = (part + update for part, update in parts)  # [T,Q,W], [T,L,W], [T,L,W]
+        mixed = mix_heads(self.base, queries, keys, values, attn_mask)  # [T,Q,W]
         result = self.base.out_proj(mixed)
         if "out" in self.updates:
             result = result + self.updates["out"](mixed)
         return result, None
+
+    def _updates(self, query: Tensor, key: Tensor) -> Iterable[Tensor]:
+        """Updates of queries (T, Q, W), keys and values (T, L, W)."""
+        updates = [self.updates[name] for name in "qkv"]
+        if query is key and isinstance(updates[0], LowRankExperts):
+            return mixed_updates(updates, query)  # type: ignore[arg-type]
+        return [update(states) for update, states in zip(updates, (query, key, key), strict=True)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
+from torch.nn.functional import dropout, linear
 
 from structalign.model.adapters import Context, noisy_top_k
 
@@ -93,7 +93,8 @@ class RoutedExperts(nn.Module):
         rows = torch.arange(len(states), device=states.device)
         seen = states[rows, self.context.end] if self.at_end else states[:, 0]  # [T,W]
         task = self.context.task - 1
-        return noisy_top_k(seen, self.routers[task], self.noises[task], self.top_k, self.training)
+        noise = linear(seen, self.noises[task]) if self.training else None
+        return noisy_top_k(linear(seen, self.routers[task]), noise, self.top_k)
 
     def _pick(self, weight: Tensor, picked: Tensor) -> Tensor:
         """Matrices of the picked experts, one above the other: (T, k*r, W)."""

@@ -13,7 +13,7 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from structalign.config.schema import ModelConfig
-from structalign.model.adapters import Context, FrameFusionAttention, LowRankExperts
+from structalign.model.adapters import Context, FrameFusionAttention, LowRankExperts, mixed_gates, mixed_updates
 from structalign.model.clip import ClipInfo
 from structalign.model.mlp_moe import RoutedExperts
 from structalign.model.retriever import Retriever
@@ -203,7 +203,7 @@ def test_gates_are_k_positive_numbers_that_sum_to_1(top_k: int, training: bool, 
     torch.manual_seed(seed)
     context = Context(end=torch.tensor([0, 1, 1, 0]))
     made = LowRankExperts(8, 8, 3, 12.0, 0.1, experts=5, top_k=top_k, context=context).train(training)
-    gates = made.gates(torch.randn(4, 2, 8), torch.randn(8))
+    gates = mixed_gates([made], torch.randn(4, 2, 8), torch.randn(8))[0]
     assert ((gates > 0).sum(dim=1) == top_k).all()
     torch.testing.assert_close(gates.sum(dim=1), torch.ones(4))
 
@@ -211,9 +211,9 @@ def test_gates_are_k_positive_numbers_that_sum_to_1(top_k: int, training: bool, 
 def test_noise_sways_the_router_in_training_only(experts: LowRankExperts) -> None:
     states, prototype = torch.randn(2, 4, 8), torch.randn(8)
     experts.eval()
-    assert torch.equal(experts.gates(states, prototype), experts.gates(states, prototype))
+    assert torch.equal(mixed_gates([experts], states, prototype), mixed_gates([experts], states, prototype))
     experts.train()
-    assert not torch.equal(experts.gates(states, prototype), experts.gates(states, prototype))
+    assert not torch.equal(mixed_gates([experts], states, prototype), mixed_gates([experts], states, prototype))
 
 
 def test_mixture_against_a_loop_over_experts(experts: LowRankExperts) -> None:
@@ -232,6 +232,28 @@ def test_mixture_against_a_loop_over_experts(experts: LowRankExperts) -> None:
             torch.testing.assert_close(mixed[row], expected, atol=1e-4, rtol=1e-5)
         experts.context.prototype = None
         torch.testing.assert_close(experts(states), 4.0 * states @ experts.A.T @ experts.B[0].T, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prototype", [None, torch.linspace(-1, 1, 8)])
+def test_several_mixtures_together_give_what_each_gives_alone(
+    experts: LowRankExperts, prototype: Tensor | None
+) -> None:
+    other = copy.deepcopy(experts)
+    for weight in other.parameters():
+        nn.init.normal_(weight)
+    experts.eval(), other.eval()
+    experts.context.prototype = other.context.prototype = prototype
+    states = torch.randn(2, 4, 8)
+    with torch.no_grad():
+        together = mixed_updates([experts, other], states)
+        torch.testing.assert_close(together, torch.stack([experts(states), other(states)]), atol=1e-5, rtol=1e-5)
+
+
+def test_mixtures_draw_dropout_and_noise_of_their_own(experts: LowRankExperts) -> None:
+    experts.dropout = 0.5
+    experts.context.prototype = torch.randn(8)
+    first, second = mixed_updates([experts.train(), experts], torch.randn(2, 4, 8))
+    assert not torch.equal(first, second)
 
 
 def test_after_task_1_every_prototype_reads_as_task_1_did() -> None:
