@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 _SLOPE = 1.702
 
@@ -45,6 +45,26 @@ def fuse_quick_gelu(clip: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child).__name__ == "QuickGELU":
                 setattr(module, name, QuickGELU())
+
+
+def embed_by_product(visual: Any) -> None:
+    """Let a GPU embed patches that do not overlap with a matrix product: cuDNN has no fast kernel for them."""
+    conv = visual.conv1
+    if isinstance(conv, nn.Conv2d) and conv.kernel_size == conv.stride and conv.padding == (0, 0):
+        conv.forward = partial(_embed_patches, conv)  # type: ignore[method-assign]
+
+
+def _embed_patches(conv: nn.Conv2d, images: Tensor) -> Tensor:
+    """The patch embedding: images (I, 3, H, W) to (I, W', H/P, W/P)."""
+    return patch_product(conv, images) if images.is_cuda else nn.Conv2d.forward(conv, images)
+
+
+def patch_product(conv: nn.Conv2d, images: Tensor) -> Tensor:
+    """What a convolution of patches that do not overlap gives, as a matrix product."""
+    height, width = conv.kernel_size
+    patches = images.unfold(2, height, height).unfold(3, width, width)  # [I,3,H/P,W/P,P,P]
+    patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3)  # [I,H/P,W/P,3*P*P]
+    return linear(patches, conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
 def skip_last_patches(visual: Any) -> None:

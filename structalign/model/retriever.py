@@ -31,7 +31,7 @@ from structalign.model.clip import (
     text_tower,
     word_mask,
 )
-from structalign.model.fast_clip import fuse_quick_gelu, skip_last_patches
+from structalign.model.fast_clip import embed_by_product, fuse_quick_gelu, skip_last_patches
 from structalign.model.mlp_moe import RoutedExperts
 from structalign.model.prompts import PromptedAttention
 from structalign.model.text_pooling import TextPooling
@@ -120,6 +120,7 @@ class Retriever(nn.Module):
             )
         fuse_quick_gelu(clip)
         skip_last_patches(self.clip.visual)
+        embed_by_product(self.clip.visual)
         self._adapter_names = [name for name, weight in self.named_parameters() if id(weight) not in frozen]
         self.requires_grad_(False)
         self.clip.visual.conv1.register_forward_hook(_full_residual)

@@ -10,7 +10,7 @@ from open_clip.transformer import QuickGELU as PlainQuickGELU
 from torch import nn
 
 from structalign.methods.base.batch import Batch, joint_video
-from structalign.model.fast_clip import QuickGELU, fuse_quick_gelu
+from structalign.model.fast_clip import QuickGELU, fuse_quick_gelu, patch_product
 from structalign.model.retriever import Retriever
 from tests.model.test_adapters import (
     INFO,
@@ -37,6 +37,13 @@ def test_quick_gelu_is_replaced_wherever_it_is() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(PlainQuickGELU(), nn.GELU()))
     fuse_quick_gelu(model)
     assert [type(module) for module in model[1]] == [QuickGELU, nn.GELU]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_patches_as_a_product_are_the_convolution(bias: bool) -> None:
+    conv = nn.Conv2d(3, 8, kernel_size=4, stride=4, bias=bias)
+    images = torch.randn(2, 3, 12, 8)
+    torch.testing.assert_close(patch_product(conv, images), conv(images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("vision", "text"), [*PAIRS, ("none", "none")])
