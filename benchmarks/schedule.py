@@ -123,6 +123,8 @@ def run(config: Config, args: argparse.Namespace) -> None:
         print(f"evaluation {time.perf_counter() - middle:.1f} s, R@1 of noise {r1:.2f}", flush=True)
     total = time.perf_counter() - start
     print(machine())
+    if torch.cuda.is_available():
+        print(f"most GPU memory that tensors held: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
     print(f"{args.clip}, {steps} steps and {config.K} evaluations in {total:.1f} s")
 
 

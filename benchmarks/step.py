@@ -1,9 +1,10 @@
 """What a training step costs, and each regulariser in it: median step time, videos per second, share of the peak.
 
-    python -m benchmarks.step                                                    the built-in model, 4 frames
-    python -m benchmarks.step --clip ViT-B-32 --frames 12                        random weights of that size, on a GPU
-    python -m benchmarks.step --clip ViT-B-32 --frames 4 --batch 4 --rounds 3    the same on a CPU
-    python -m benchmarks.step --clip ViT-B-32-quickgelu --savings                the full step without each saving
+    python -m benchmarks.step                                           the built-in model, default parameters
+    python -m benchmarks.step --clip ViT-B-32-quickgelu data=msrvtt     random weights of that size, on a GPU
+    python -m benchmarks.step --clip ViT-B-32-quickgelu --rounds 3 data=msrvtt frames.num_frames=4 \\
+        train.batch_size=4                                              the same, small enough for a CPU
+    python -m benchmarks.step --clip ViT-B-32-quickgelu --savings data=actnet
 
 A step is what training does with a batch that is on the device: losses, gradients, clipping, optimizer. Variants take
 turns within each round, so that a slower or faster moment of the machine meets all of them. FLOPs are those of matrix
@@ -17,11 +18,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -29,6 +32,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import machine
+from structalign.cli.params import compose
 from structalign.config.schema import Config
 from structalign.methods.base import Batch, TrainingFeatures, total
 from structalign.methods.structalign import StructAlign
@@ -40,7 +44,7 @@ from structalign.training.learner import compile_encoders
 from structalign.training.trainer import autocast
 from structalign.util.distributed import pick_device
 from structalign.util.machine import keep_freed_memory, peak_memory_mb
-from structalign.util.seeding import configure_numerics, generator
+from structalign.util.seeding import configure_numerics, generator, use_deterministic
 
 OFF = {"crp_weight": 0.0, "etf_weight": 0.0, "pseudo_weight": 0.0}
 VARIANTS = {
@@ -54,18 +58,6 @@ VARIANTS = {
 CATEGORIES = 20
 TASK = 2
 """The first task with a teacher and pseudo pairs."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all variants share."""
-
-    info: ClipInfo
-    device: torch.device
-    batch_size: int
-    frames: int
-    precision: str
-    compiled: bool
 
 
 @dataclass(frozen=True)
@@ -163,47 +155,45 @@ def architecture(name: str) -> ClipInfo:
     return ClipInfo(name, model, [0.5] * 3, [0.5] * 3)
 
 
-def random_retriever(config: Config, setting: Setting) -> Retriever:
+def random_retriever(config: Config, info: ClipInfo, device: torch.device) -> Retriever:
     from open_clip.model import CLIP
 
     torch.manual_seed(0)
-    retriever = Retriever(CLIP(**setting.info.model), setting.info, config.model, config.K, seed=0)
+    retriever = Retriever(CLIP(**info.model), info, config.model, config.K, seed=0)
     retriever.finish_task(1)
-    if setting.compiled:
+    if config.train.compile:
         compile_encoders(retriever)
-    return retriever.to(setting.device)
+    return retriever.to(device)
 
 
-def random_batch(retriever: Retriever, setting: Setting) -> Batch:
-    count, size = setting.batch_size, setting.info.image_size
+def random_batch(config: Config, retriever: Retriever) -> Batch:
+    count, size = config.train.batch_size, retriever.image_size
     batch = Batch(
-        pixels=torch.randint(0, 256, (count, setting.frames, 3, size, size), dtype=torch.uint8),
+        pixels=torch.randint(0, 256, (count, config.frames.num_frames, 3, size, size), dtype=torch.uint8),
         tokens=retriever.tokenize(["a red circle with a blue core falling over dark bars"] * count),
         category=torch.arange(count) % CATEGORIES,
         video=torch.arange(count),
     )
-    return Batch(
-        batch.pixels.to(setting.device), *(part.to(setting.device) for part in list(vars(batch).values())[1:4])
-    )
+    device = retriever.device
+    return Batch(batch.pixels.to(device), *(part.to(device) for part in list(vars(batch).values())[1:4]))
 
 
-def build(config: Config, setting: Setting) -> tuple[dict[str, Callable[[], None]], Parts]:
+def build(config: Config, info: ClipInfo, device: torch.device) -> tuple[dict[str, Callable[[], None]], Parts]:
     """Make one training step for each variant: all with one model, one teacher, one batch and one optimizer."""
-    retriever, teacher = random_retriever(config, setting), random_retriever(config, setting)
+    retriever, teacher = (random_retriever(config, info, device) for _ in range(2))
     teacher.requires_grad_(False).eval()
     retriever.prepare_task(TASK)
     retriever.train()
-    batch = random_batch(retriever, setting)
+    batch = random_batch(config, retriever)
     methods = {name: variant(config, weights, retriever, teacher) for name, weights in VARIANTS.items()}
     groups = [group for method in methods.values() for group in method.parameter_groups()]
     trained: list[nn.Parameter] = [weight for group in groups for weight in group["params"]]
     weights = list(dict.fromkeys(trained))
-    fused = setting.device.type == "cuda"
-    optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=fused)
+    optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=True)
 
     def step(method: StructAlign) -> None:
         batch.stem = None  # as in a new batch
-        with autocast(setting.precision, setting.device):
+        with autocast(config.train.precision, device):
             loss = total(method.loss(batch))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -262,45 +252,54 @@ def measure(steps: dict[str, Callable[[], None]], rounds: int, device: torch.dev
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def gpu_memory(step: Callable[[], None], device: torch.device) -> str:
+    """Most memory of the GPU that tensors hold during a step, models included; nothing on the CPU."""
+    if device.type != "cuda":
+        return ""
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    return f"{torch.cuda.max_memory_allocated(device) / 2**30:7.2f} GiB"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", default="tiny")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--savings", action="store_true")
     parser.add_argument("--free", action="store_true")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--adapter-layers", type=int, help="vision blocks with an adapter (default: params.yaml's)")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the data sheet, in place of a measured matrix product")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="parameters, as for `structalign params`")
     args = parser.parse_args()
-    config = Config.load()
-    if args.adapter_layers:
-        model = {**config.model.model_dump(), "adapter_layers": args.adapter_layers}
-        config = Config.parse({**config.model_dump(), "model": model})
-    configure_numerics(args.threads or config.threads)
+    config = composed(args.overrides)
+    configure_numerics(config.threads)
+    use_deterministic(config.train.deterministic)
     if not args.free:
         keep_freed_memory()
-    device = pick_device(args.device)
-    setting = Setting(architecture(args.clip), device, args.batch, args.frames, args.precision, args.compile)
-    steps, parts = build(config, setting)
+    device, batch_size = pick_device(config.machine.device), config.train.batch_size
+    steps, parts = build(config, architecture(args.clip), device)
     if args.savings:
         steps = undoing(steps["all"], parts)
     work = {name: flops(step) for name, step in steps.items()}
     medians = measure(steps, args.rounds, device)
-    peak = args.peak * 1e12 if args.peak else matrix_product_peak(device, args.precision)
+    peak = args.peak * 1e12 if args.peak else matrix_product_peak(device, config.train.precision)
     print(machine())
-    print(f"{args.clip}, batch {args.batch}, {args.frames} frames, precision {args.precision}")
+    print(f"{args.clip} {' '.join(args.overrides)}: {batch_size} videos of {config.frames.num_frames} frames")
     print(f"peak: {peak / 1e12:.3f} TFLOP/s")
     first = next(iter(medians))
     for name, seconds in medians.items():
-        ratio, speed = seconds / medians[first], args.batch / seconds
+        ratio, speed = seconds / medians[first], batch_size / seconds
         share = work[name] / seconds / peak
-        print(f"{name:32}{seconds * 1000:9.1f} ms{ratio:7.3f} x {first}{speed:9.1f} videos/s{share:8.1%} of the peak")
+        line = f"{name:32}{seconds * 1000:9.1f} ms{ratio:7.3f} x {first}{speed:9.1f} videos/s{share:8.1%} of the peak"
+        print(line + gpu_memory(steps[name], device))
     print(f"peak memory: {peak_memory_mb():.0f} MB of the process")
+
+
+def composed(overrides: list[str]) -> Config:
+    """The default parameters with overrides, whatever params.yaml says."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        compose(overrides, path)
+        return Config.load(path)
 
 
 if __name__ == "__main__":
