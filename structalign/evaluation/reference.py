@@ -13,7 +13,7 @@ from structalign.data.tasks import TaskSplit
 from structalign.evaluation.evaluate import rank, recall_over_all
 from structalign.evaluation.metrics import ranks
 from structalign.model.retriever import Retriever
-from structalign.retrieval.encode import encode_texts, in_place
+from structalign.retrieval.encode import encode_texts, restore_order
 from structalign.retrieval.gallery import TaskGallery
 from structalign.retrieval.index import global_features
 
@@ -84,7 +84,7 @@ def reference(
         As in `Reference`.
     """
     queries = [caption for sample in split.test for caption in sample.captions]
-    text = in_place((places, global_) for places, _, _, global_ in encode_texts(untouched, queries, split.task))
+    text = restore_order((places, global_) for places, _, _, global_ in encode_texts(untouched, queries, split.task))
     return Reference(
         text=normalize(text.float(), dim=-1).cpu(),
         video=global_features(frames),

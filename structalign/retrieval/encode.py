@@ -62,10 +62,10 @@ def pooled_texts(retriever: Retriever, captions: Sequence[str], task: int) -> Te
     """Encode captions with one task's prototype and pool their words: (T, D), on the CPU."""
     with torch.inference_mode():
         batches = encode_texts(retriever, captions, task)
-        return in_place((places, pool_words(words.float(), mask).cpu()) for places, words, mask, _ in batches)
+        return restore_order((places, pool_words(words.float(), mask).cpu()) for places, words, mask, _ in batches)
 
 
-def in_place(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def restore_order(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Put parts (b, D) of a whole (T, D) where their positions (b,) say."""
     places, parts = zip(*batches, strict=True)
     rows = torch.cat(parts)
