@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from structalign.config.discovery import LIBRARY
 from structalign.util.errors import UserError
@@ -37,6 +37,24 @@ def backbone_config(name: str, pretrained: str | None, weights: str | None) -> d
     else:
         _check_file(name, weights)
     return configuration
+
+
+def adapted_blocks(wanted: int | Literal["all"], blocks: int, name: str) -> int:
+    """How many of a model's vision blocks get an adapter.
+
+    Raises
+    ------
+    UserError
+        If `model.adapter_layers` asks for more than there are.
+    """
+    if wanted == "all":
+        return blocks
+    if wanted > blocks:
+        raise UserError(
+            f"model.adapter_layers = {wanted}: {name} has {blocks} vision blocks; set it to {blocks} or fewer, or "
+            "to all"
+        )
+    return wanted
 
 
 def _check_file(name: str, weights: str) -> None:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from structalign.config.backbone import backbone_config
+from structalign.config.backbone import adapted_blocks, backbone_config
 from structalign.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,12 +27,9 @@ def check_parameters(config: Config) -> None:
         If the backbone, its weights or its adapters cannot be, or built-in data do not make K tasks.
     """
     model = backbone_config(config.backbone.architecture, config.backbone.pretrained, config.backbone.weights)
-    blocks, wanted = model["vision_cfg"].get("layers", 12), config.model.adapter_layers
-    if config.model.vision_adapter != "none" and wanted != "all" and wanted > blocks:
-        raise UserError(
-            f"model.adapter_layers = {wanted}: {config.backbone.architecture} has {blocks} vision blocks; "
-            f"set it to {blocks} or fewer, or to all"
-        )
+    if config.model.vision_adapter not in ("none", "prompts"):
+        blocks = model["vision_cfg"].get("layers", 12)
+        adapted_blocks(config.model.adapter_layers, blocks, config.backbone.architecture)
     sizes = config.data.model_dump()
     if "categories" in sizes:
         task_sizes(config.K, sizes["categories"], config.split.categories_per_task)

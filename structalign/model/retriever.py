@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from structalign.config.backbone import adapted_blocks
 from structalign.config.schema import ModelConfig
 from structalign.model.adapters import (
     PROJECTIONS,
@@ -160,12 +161,7 @@ class Retriever(nn.Module):
             self._stem_blocks = 0
             self._attach_prompts(blocks, num_tasks)
             return
-        layers = len(blocks) if model.adapter_layers == "all" else model.adapter_layers
-        if layers > len(blocks):
-            raise UserError(
-                f"model.adapter_layers = {layers}: {self.info.name} has {len(blocks)} vision blocks; set it to "
-                f"{len(blocks)} or fewer, or to all"
-            )
+        layers = adapted_blocks(model.adapter_layers, len(blocks), self.info.name)
         self._stem_blocks = len(blocks) - layers
         make = partial(LowRank, rank=model.vision_rank, alpha=model.lora_alpha, dropout=model.dropout)
         for number in range(len(blocks) - layers, len(blocks)):

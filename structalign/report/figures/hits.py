@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from structalign.evaluation.search import Hit
-from structalign.report.figures.style import drawable, new_figure, styled
+from structalign.report.figures.style import ORANGE, drawable, new_figure, styled
 
 HEIGHT = 112
 """Pixels of a frame."""
 
 _BORDER = 4
-_MARK, _PLAIN = (213, 94, 0), (255, 255, 255)
+_MARK, _PLAIN = tuple(round(255 * part) for part in ORANGE), (255, 255, 255)
 _LETTERS_AN_INCH = 14
 
 
