@@ -11,8 +11,8 @@ from structalign.losses.contrastive import pool_words
 from structalign.model.clip import cut_padding, end_positions
 from structalign.model.retriever import Retriever
 
-QUERY_BATCH = 256
-"""Queries encoded at a time; memory grows with it, results do not depend on it."""
+QUERY_BATCH, BATCH_TOKENS = 256, 2**12
+"""Queries encoded at a time, and their tokens with padding: fewer queries if they are long. Memory grows with both."""
 
 
 @torch.inference_mode()
@@ -49,13 +49,25 @@ def encode_texts(
 def token_batches(
     retriever: Retriever, captions: Sequence[str], size: int = QUERY_BATCH
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield captions as tokens (b, L), `size` of them at a time, after their positions (b,) among all.
+    """Yield captions as tokens (b, L), up to `size` of them at a time, after their positions (b,) among all.
 
     The shortest come first, because a batch is padded to its longest caption.
     """
     tokens = retriever.tokenize(captions)  # [T,L]
-    for places in end_positions(tokens).argsort(stable=True).split(size):
+    ends = end_positions(tokens)
+    order = ends.argsort(stable=True)
+    for places in order.split(_batch_sizes((ends[order] + 1).tolist(), size)):
         yield places, cut_padding(tokens[places])
+
+
+def _batch_sizes(lengths: list[int], size: int) -> list[int]:
+    """Divide captions whose lengths ascend into batches of up to `size` captions and `BATCH_TOKENS` tokens."""
+    sizes = [0]
+    for length in lengths:
+        if sizes[-1] and (sizes[-1] == size or (sizes[-1] + 1) * length > BATCH_TOKENS):
+            sizes.append(0)
+        sizes[-1] += 1
+    return sizes
 
 
 def pooled_texts(retriever: Retriever, captions: Sequence[str], task: int) -> Tensor:

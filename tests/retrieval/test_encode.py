@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from structalign.retrieval import encode
 from structalign.retrieval.encode import pooled_texts, token_batches
 
 END = 99
@@ -33,6 +35,14 @@ def test_a_batch_is_padded_to_captions_of_its_own_length() -> None:
     batches = list(token_batches(Spelling(), CAPTIONS, size=2))  # type: ignore[arg-type]
     assert [places.tolist() for places, _ in batches] == [[1, 3], [5, 4], [0, 2]]
     assert [tokens.shape[1] for _, tokens in batches] == [2, 3, 7]
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(100, [6]), (14, [4, 2]), (7, [3, 1, 1, 1]), (1, [1] * 6)])
+def test_long_captions_come_in_smaller_batches(monkeypatch: pytest.MonkeyPatch, limit: int, sizes: list[int]) -> None:
+    monkeypatch.setattr(encode, "BATCH_TOKENS", limit)
+    batches = list(token_batches(Spelling(), CAPTIONS))  # type: ignore[arg-type]
+    assert [len(places) for places, _ in batches] == sizes
+    assert sorted(torch.cat([places for places, _ in batches]).tolist()) == list(range(len(CAPTIONS)))
 
 
 def test_features_stand_in_the_order_of_the_captions() -> None:
