@@ -28,7 +28,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import machine
@@ -36,6 +36,7 @@ from structalign.cli.params import compose
 from structalign.config.schema import Config
 from structalign.methods.base import Batch, TrainingFeatures, total
 from structalign.methods.structalign import StructAlign
+from structalign.model.adapters import LowRankAttention
 from structalign.model.clip import ClipInfo
 from structalign.model.fast_clip import QuickGELU, fuse_quick_gelu, skip_last_patches
 from structalign.model.retriever import Retriever
@@ -103,6 +104,15 @@ def two_stems(_parts: Parts) -> AbstractContextManager[object]:
     return mock.patch.object(Retriever, "shares_stem", return_value=False)
 
 
+def mixtures_apart(_parts: Parts) -> AbstractContextManager[object]:
+    """The text tower's mixtures of q, k and v are computed one by one."""
+
+    def one_by_one(attention: LowRankAttention, query: Tensor, _key: Tensor) -> list[Tensor]:
+        return [attention.updates[name](query) for name in "qkv"]
+
+    return mock.patch.object(LowRankAttention, "_updates", one_by_one)
+
+
 @contextmanager
 def padded_captions(parts: Parts) -> Iterator[None]:
     """Captions padded to the context length."""
@@ -127,6 +137,7 @@ UNDONE: dict[str, list[Callable[[Parts], AbstractContextManager[object]]]] = {
     "QuickGELU of open_clip": [plain_quick_gelu],
     "teacher's own frozen blocks": [two_stems],
     "these three": [last_patches, plain_quick_gelu, two_stems],
+    "mixtures of q, k, v apart": [mixtures_apart],
     "captions padded to the context": [padded_captions],
     "model.checkpoint_vision=true": [checkpointed],
 }
