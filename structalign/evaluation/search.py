@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from structalign import paths
 from structalign.config.schema import Config
 from structalign.data.tasks import read_task
-from structalign.retrieval.encode import encode_texts
 from structalign.retrieval.gallery import TaskGallery, load_galleries
 from structalign.retrieval.ranker import Ranker
 from structalign.training.learner import Learner
@@ -75,11 +73,12 @@ class SearchIndex:
         """Rank all videos of tasks 1..after for a query; return the best `top`, or all that the index returns."""
         if not query.strip():
             raise UserError("the query is empty; say what the video should show")
-        scores = self.ranker.scores([query])[0]  # [V]
+        scores, words = self.ranker.search(query)  # [V], and [l,D] for each gallery
         found = int((~scores.isneginf()).sum())  # an index need not return all videos
-        best = scores.argsort(descending=True, stable=True)[: min(top, found)].tolist()
+        best = highest(scores, min(top, found))
         stored = [self._stored(place) for place in best]
-        words = {task: self._words(query, task) for task in {gallery.task for gallery, _ in stored}}
+        pieces = self.learner.retriever.word_pieces(query)
+        read = {gallery.task: tokens for gallery, tokens in zip(self.galleries, words, strict=True)}
         return [
             Hit(
                 rank=rank,
@@ -88,7 +87,7 @@ class SearchIndex:
                 category=self.categories[gallery.category[position]],
                 task=gallery.task,
                 caption=gallery.caption(position),
-                matches=best_frames(words[gallery.task], gallery.frames[position]),
+                matches=best_frames(pieces, read[gallery.task], gallery.frames[position]),
             )
             for rank, (place, (gallery, position)) in enumerate(zip(best, stored, strict=True), 1)
         ]
@@ -101,19 +100,22 @@ class SearchIndex:
             place -= len(gallery.clips)
         return gallery, place
 
-    def _words(self, query: str, task: int) -> list[tuple[str, Tensor]]:
-        """The pieces of a query, each with the features (l, D) of its tokens, as they are read for a task."""
-        retriever = self.learner.retriever
-        with torch.inference_mode():
-            _, words, mask, _ = next(encode_texts(retriever, [query], task))  # [1,L,D], [1,L]
-        tokens = words[0][mask[0]].float().cpu()  # [L,D]
-        return [(piece, tokens[places]) for piece, places in retriever.word_pieces(query)]
+
+def highest(scores: Tensor, count: int) -> list[int]:
+    """Positions of the `count` highest of the scores (V,); of equal ones, the first comes first."""
+    among = (scores >= scores.topk(count).values.amin()).nonzero().flatten()
+    return among[scores[among].argsort(descending=True, stable=True)][:count].tolist()  # type: ignore[no-any-return]
 
 
-def best_frames(words: list[tuple[str, Tensor]], frames: Tensor) -> list[tuple[str, int]]:
-    """Find the frame, of (N, D), that each piece matches best, on average over its tokens' cosines."""
-    unit = normalize(frames, dim=-1)
-    return [
-        (piece, int((normalize(tokens, dim=-1) @ unit.T).mean(dim=0).argmax()))  # [l,N] -> [N]
-        for piece, tokens in words
-    ]
+def best_frames(pieces: list[tuple[str, list[int]]], words: Tensor, frames: Tensor) -> list[tuple[str, int]]:
+    """Find the frame, of (N, D), that each piece of a query matches best, on average over its words' cosines.
+
+    Parameters
+    ----------
+    pieces : list of (str, list of int)
+        Each with the positions of its words.
+    words : Tensor, shape (l, D)
+    frames : Tensor, shape (N, D)
+    """
+    cosine = normalize(words, dim=-1) @ normalize(frames, dim=-1).T  # [l,N]
+    return [(piece, int(cosine[places].mean(dim=0).argmax())) for piece, places in pieces]

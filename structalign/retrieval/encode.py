@@ -12,7 +12,7 @@ from structalign.model.clip import cut_padding, end_positions
 from structalign.model.retriever import Retriever
 
 QUERY_BATCH, BATCH_TOKENS = 256, 2**12
-"""Queries encoded at a time, and their tokens with padding: fewer queries if they are long. Memory grows with both."""
+"""Queries encoded at a time, and their tokens with padding, so fewer if they are long. Memory grows with both."""
 
 
 @torch.inference_mode()

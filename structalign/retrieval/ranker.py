@@ -116,6 +116,23 @@ class Ranker:
             result[rows] = block.fused
         return result
 
+    def search(self, query: str) -> tuple[Tensor, list[Tensor]]:
+        """Score all videos for one query, which is encoded once a task.
+
+        Returns
+        -------
+        scores : Tensor, shape (V,)
+            As in `scores`.
+        words : list of Tensor, shape (l, D)
+            Features of the query's words as each gallery's task reads them, on the CPU.
+        """
+        if self.retriever.training:  # else it would visit every module
+            self.retriever.eval()
+        with torch.inference_mode():
+            texts = list(self._encode(self.retriever.tokenize([query])))
+            fused = self._score_block(texts, 1).fused[0].cpu()
+            return fused, [part.words[0][part.mask[0]].cpu() for part in texts]
+
     def scores_both_ways(self, queries: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Scores (Q, V) that rank videos for a query (those of `scores`), and others that rank queries for a video.
 
@@ -141,11 +158,10 @@ class Ranker:
     def _blocks(self, queries: Sequence[str]) -> Iterator[tuple[Tensor, _Block]]:
         """Yield the scores of all queries on the CPU, a block of rows (q,) at a time."""
         self.retriever.eval()
-        score = self._in_two_stages if self.two_stages else self._in_full
         rows = min(_RERANK_BATCH if self.two_stages else QUERY_BATCH, _BLOCK // max(1, self.size))
         for places, tokens in token_batches(self.retriever, queries, max(1, rows)):
             with torch.inference_mode():
-                block = score(tokens)
+                block = self._score_block(self._encode(tokens), len(tokens))
             yield places, block.cpu()
 
     def _encode(self, tokens: Tensor) -> Iterator[_Texts]:
@@ -165,12 +181,16 @@ class Ranker:
             return torch.cat([pooling.cosines(part, videos) for part in texts.raw.split(_POOLED_TEXTS)], dim=1).T
         return word_frame_similarity(videos, texts.words, texts.mask, self.similarity.pooling).T
 
-    def _in_full(self, tokens: Tensor) -> _Block:
+    def _score_block(self, texts: Iterable[_Texts], count: int) -> _Block:
+        """Score all videos for `count` queries, encoded for each gallery."""
+        return self._in_two_stages(list(texts)) if self.two_stages else self._in_full(texts, count)
+
+    def _in_full(self, encoded: Iterable[_Texts], queries: int) -> _Block:
         """Score every video by its words and frames, and as a whole."""
-        word_frame = torch.zeros(len(tokens), self.size, device=self.device)
+        word_frame = torch.zeros(queries, self.size, device=self.device)
         global_ = torch.zeros_like(word_frame)
         start = 0
-        for gallery, index, texts in zip(self.galleries, self.indexes, self._encode(tokens), strict=True):
+        for gallery, index, texts in zip(self.galleries, self.indexes, encoded, strict=True):
             count = len(gallery.clips)
             columns = slice(start, start + count)
             global_[:, columns] = index.scores(texts.global_, count)
@@ -181,9 +201,8 @@ class Ranker:
         fused = fuse(word_frame, global_, self.similarity.alpha)
         return _Block(fused, word_frame if self.similarity.alpha > 0 else None, global_)
 
-    def _in_two_stages(self, tokens: Tensor) -> _Block:
+    def _in_two_stages(self, texts: list[_Texts]) -> _Block:
         """Fused scores for each query's candidates, and those of all other videos below."""
-        texts = list(self._encode(tokens))
         pairs = zip(self.indexes, texts, strict=True)
         cosine = torch.cat([index.scores(part.global_, self.candidates) for index, part in pairs], dim=1)  # [q,V]
         best = cosine.topk(self.candidates, dim=1).indices  # [q,M]

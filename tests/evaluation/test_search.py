@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from structalign.cli.search import hits_table, parse_tasks
-from structalign.evaluation.search import Hit
+from structalign.evaluation.search import Hit, highest
 from structalign.util.errors import UserError
 
 
@@ -32,3 +35,10 @@ def test_brackets_are_not_markup() -> None:
         console.print(hits_table("[link]query[/link]", 1, [hit]))
     for text in ("clip[/]", "[red]category", "a [bold]caption[/bold] [/]", "[link]query[/link]"):
         assert text in capture.get()
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(1, 30))
+def test_the_highest_scores_in_order_and_ties_by_position(values: list[int], count: int) -> None:
+    count = min(count, len(values))
+    expected = sorted(range(len(values)), key=lambda place: -values[place])[:count]
+    assert highest(torch.tensor(values, dtype=torch.float32), count) == expected

@@ -372,3 +372,15 @@ def test_search_returns_the_best_videos_that_were_found(rerank: int | None, kind
         assert hit.matches == [(f"word {number}", int(frame)) for number, frame in enumerate(nearest)]
     assert 3 <= len(found) <= hits
     assert kind == "faiss" or len(found) == hits
+
+
+@pytest.mark.parametrize("rerank", [None, 3])
+def test_a_single_query_scores_as_one_of_many(rerank: int | None) -> None:
+    retriever, galleries = stored()
+    ranker = Ranker(retriever, galleries, similarity(), evaluation(rerank))  # type: ignore[arg-type]
+    scores, words = ranker.search("7")
+    torch.testing.assert_close(scores, ranker.scores([str(number) for number in range(20)])[7], rtol=0, atol=1e-6)
+    assert torch.equal(torch.stack(words), retriever.words[:, 7])
+    before = retriever.encoded
+    ranker.search("7")
+    assert retriever.encoded - before == len(galleries)
