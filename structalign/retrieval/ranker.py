@@ -26,6 +26,7 @@ from structalign.model.retriever import Retriever
 from structalign.retrieval.encode import QUERY_BATCH, token_batches
 from structalign.retrieval.gallery import TaskGallery
 from structalign.retrieval.index import FlatIndex, GlobalIndex, frame_chunks, global_features, spread
+from structalign.util.machine import read_at_random
 
 SAMPLE = 512
 """Number of videos from which mean and standard deviation of word-frame scores are estimated (to about 3%)."""
@@ -104,7 +105,11 @@ class Ranker:
             self.sample = [list(chunks) for chunks in sampled]  # by gallery, [v,N,D]
 
     def _index(self, kind: str, gallery: TaskGallery) -> GlobalIndex:
-        return gallery.faiss_index() if kind == "faiss" else FlatIndex(gallery.frames, self.device)
+        if kind == "flat":
+            return FlatIndex(gallery.frames, self.device)
+        # Beyond memory, reading ahead would push out what other queries need.
+        read_at_random(gallery.frames.data_ptr(), gallery.frames.nbytes)
+        return gallery.faiss_index()
 
     def scores(self, queries: Sequence[str]) -> Tensor:
         """Scores (Q, V) of queries with all videos, one task after the other, on the CPU; higher is better.
