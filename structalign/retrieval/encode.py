@@ -11,7 +11,7 @@ from structalign.losses.contrastive import pool_words
 from structalign.model.clip import cut_padding, end_positions
 from structalign.model.retriever import Retriever
 
-QUERY_BATCH, BATCH_TOKENS = 256, 2**12
+QUERY_BATCH, BATCH_TOKENS = 256, 2**11
 """Queries encoded at a time, and their tokens with padding, so fewer if they are long. Memory grows with both."""
 
 
