@@ -30,8 +30,8 @@ def test_a_gallery_that_is_written_part_by_part_is_read_as_features(tmp_path: Pa
 
 
 def test_a_step_is_taken_with_every_regulariser_and_without_each_saving() -> None:
-    setting = step.Setting(step.architecture("tiny"), torch.device("cpu"), 2, 1, "fp32", compiled=False)
-    steps, parts = step.build(config(), setting)
+    small = config("train.batch_size=2", "frames.num_frames=1")
+    steps, parts = step.build(small, step.architecture("tiny"), torch.device("cpu"))
     assert set(steps) == set(step.VARIANTS)
     for take in [*steps.values(), *step.undoing(steps["all"], parts).values()]:
         take()
