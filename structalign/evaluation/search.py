@@ -74,6 +74,11 @@ class SearchIndex:
         if not query.strip():
             raise UserError("the query is empty; say what the video should show")
         scores, words = self.ranker.search(query)  # [V], and [l,D] for each gallery
+        if scores.isnan().any():
+            raise UserError(
+                "scores: NaN for this query: the model's weights or features are broken; train again at a lower "
+                "train.lr_first, lr_later or lr_clip"
+            )
         found = int((~scores.isneginf()).sum())  # an index need not return all videos
         best = highest(scores, min(top, found))
         stored = [self._stored(place) for place in best]
@@ -103,6 +108,8 @@ class SearchIndex:
 
 def highest(scores: Tensor, count: int) -> list[int]:
     """Positions of the `count` highest of the scores (V,); of equal ones, the first comes first."""
+    if not count:
+        return []
     among = (scores >= scores.topk(count).values.amin()).nonzero().flatten()
     return among[scores[among].argsort(descending=True, stable=True)][:count].tolist()  # type: ignore[no-any-return]
 

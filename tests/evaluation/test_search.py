@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from structalign.cli.search import hits_table, parse_tasks
-from structalign.evaluation.search import Hit, highest
+from structalign.evaluation.search import Hit, SearchIndex, highest
 from structalign.util.errors import UserError
 
 
@@ -37,8 +39,15 @@ def test_brackets_are_not_markup() -> None:
         assert text in capture.get()
 
 
-@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(1, 30))
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(0, 30))
 def test_the_highest_scores_in_order_and_ties_by_position(values: list[int], count: int) -> None:
     count = min(count, len(values))
     expected = sorted(range(len(values)), key=lambda place: -values[place])[:count]
     assert highest(torch.tensor(values, dtype=torch.float32), count) == expected
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    search = SearchIndex.__new__(SearchIndex)  # without the files of a run
+    search.ranker = SimpleNamespace(search=lambda _: (torch.tensor([1.0, torch.nan]), []))  # type: ignore[assignment]
+    with pytest.raises(UserError, match="NaN for this query"):
+        search.search("a dog", top=1)

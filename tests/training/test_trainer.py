@@ -288,15 +288,15 @@ class Plain(AdapterMethod):
 def test_stablefusion_without_its_cross_task_loss_is_plain_contrastive_training(tmp_path: Path) -> None:
     trained = {}
     for name, share in (("without", 0.0), ("plain", 0.0), ("with", 0.6)):
-        config = config_for("stablefusion", loss={"cross_task_weight": share})
+        # AdamW divides by the size of gradients: with a small epsilon, rounding of tiny ones would show.
+        config = config_for("stablefusion", loss={"cross_task_weight": share}, train={"eps": 1e-3})
         method, data = start(config, 2)
         if name == "plain":
             method = Plain(config, method.retriever, num_categories=4)
             method.start_task(2, None)
         Trainer(method, data, config, 2).run(tmp_path / f"{name}.csv")
         trained[name] = weights_of(method)
-    # AdamW divides by the size of gradients, so rounding of tiny ones shows.
-    torch.testing.assert_close(trained["without"], trained["plain"], atol=5e-5, rtol=1e-4)
+    torch.testing.assert_close(trained["without"], trained["plain"], atol=1e-5, rtol=1e-4)
     assert any((trained["with"][key] - weight).abs().max() > 1e-3 for key, weight in trained["plain"].items())
     assert all(row["total"] == row["scl"] and "cross" not in row for row in curve_of(tmp_path / "without.csv"))
     assert all(float(row["cross"]) for row in curve_of(tmp_path / "with.csv"))
