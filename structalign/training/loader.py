@@ -1,20 +1,16 @@
 """From stored frames and captions to batches.
 
-A task's training videos are few (32 to 320), so their decoded frames stay in memory as bytes. Each video is
-augmented as a whole: all its frames get the same crop and flip.
+A task's training videos are few (32 to 320), so their decoded frames stay in memory as bytes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from structalign.config.schema import TrainConfig
 from structalign.data.store import FrameStore
@@ -22,6 +18,7 @@ from structalign.data.tasks import Sample
 from structalign.methods.base import Batch
 from structalign.model.clip import cut_padding
 from structalign.model.retriever import Retriever
+from structalign.training.views import draw_view, show, test_pixels
 from structalign.util import distributed
 from structalign.util.log import progress
 from structalign.util.workers import in_order
@@ -58,84 +55,6 @@ def load_clips(store: FrameStore, clips: Sequence[str], workers: int) -> Iterato
 
 def _channels_first(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
-
-
-def test_pixels(frames: Tensor, size: int) -> Tensor:
-    """Resize the shorter side to `size` (bicubic) and crop the centre: uint8 (N, 3, H, W) to (N, 3, size, size)."""
-    height, width = frames.shape[-2:]
-    scale = size / min(height, width)
-    resized = _resize(frames, (max(size, round(height * scale)), max(size, round(width * scale))))
-    top, left = (resized.shape[-2] - size) // 2, (resized.shape[-1] - size) // 2
-    return _as_bytes(resized[..., top : top + size, left : left + size])
-
-
-def train_pixels(frames: Tensor, size: int, generator: torch.Generator, crop_scale: float, flip: bool) -> Tensor:
-    """Crop at random, resize, and flip at random; one draw for all frames of the video.
-
-    Parameters
-    ----------
-    frames : Tensor, shape (N, 3, H, W), uint8
-    size : int
-    generator : Generator
-    crop_scale : float
-        Smallest share of the area that the crop keeps; its sides' ratio lies between 3/4 and 4/3.
-    flip : bool
-        Whether to flip half of the videos.
-
-    Returns
-    -------
-    Tensor, shape (N, 3, size, size), uint8
-    """
-    return _as_bytes(_augment(frames, size, _draw_view(frames, generator, crop_scale), flip))
-
-
-class _View(NamedTuple):
-    """How a video is seen once: what is cut out of its frames, and whether they are mirrored."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    mirrored: bool
-
-
-def _draw_view(frames: Tensor, generator: torch.Generator, crop_scale: float) -> _View:
-    box = _crop_box(frames.shape[-2], frames.shape[-1], generator, crop_scale)
-    # Drawn in any case: crops do not depend on `flip`.
-    return _View(*box, mirrored=bool(torch.rand((), generator=generator) < 0.5))
-
-
-def _augment(frames: Tensor, size: int, view: _View, flip: bool) -> Tensor:
-    cut = frames[..., view.top : view.top + view.height, view.left : view.left + view.width]
-    cropped = _resize(cut, (size, size))
-    return cropped.flip(-1) if flip and view.mirrored else cropped
-
-
-def _crop_box(height: int, width: int, generator: torch.Generator, smallest: float) -> tuple[int, int, int, int]:
-    """Draw top, left, height and width of a crop; after ten misfits, the largest centred one."""
-    area, (low, high) = height * width, (math.log(3 / 4), math.log(4 / 3))
-    for _ in range(10):
-        share, shape, y, x = torch.rand(4, generator=generator).tolist()
-        target = area * (smallest + (1 - smallest) * share)
-        ratio = math.exp(low + (high - low) * shape)
-        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(y * (height - h + 1)), int(x * (width - w + 1)), h, w
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
-
-
-def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize bytes; a GPU resizes floats only, and returns them for `_as_bytes`."""
-    frames = frames if frames.device.type == "cpu" else frames.float()
-    if tuple(frames.shape[-2:]) == size:
-        return frames
-    return interpolate(frames, size, mode="bicubic", antialias=True)
-
-
-def _as_bytes(frames: Tensor) -> Tensor:
-    """Round what a GPU resized: what the CPU gives, but for overshoots between its two passes."""
-    return frames if frames.dtype == torch.uint8 else frames.round().clamp(0, 255).to(torch.uint8)
 
 
 def test_batches(
@@ -213,10 +132,9 @@ class TrainingSet:
         self, videos: list[int], train: TrainConfig, generator: torch.Generator, device: torch.device
     ) -> Tensor:
         """Draw a view of each of the batch's videos, and show this rank's share of them: (V, N, 3, size, size)."""
-        views = [_draw_view(self.frames[video], generator, train.crop_scale) for video in videos]
-        own = [(self.frames[videos[place]], views[place]) for place in distributed.shard_indices(len(videos))]
-        seen = [_augment(frames.to(device), self.size, view, train.flip) for frames, view in own]
-        return _as_bytes(torch.stack(seen))
+        views = [draw_view(self.frames[video], generator, train.crop_scale, train.flip) for video in videos]
+        own = distributed.shard_indices(len(videos))
+        return show([self.frames[videos[place]].to(device) for place in own], [views[p] for p in own], self.size)
 
     def _move_to(self, device: torch.device) -> None:
         """Keep the frames where they are augmented, if there is room; otherwise each batch takes its own there."""

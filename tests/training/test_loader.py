@@ -7,9 +7,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 from torch import Tensor
 
 from structalign.config.schema import FramesConfig
@@ -17,8 +14,8 @@ from structalign.data.clips import Clip
 from structalign.data.frames import extract
 from structalign.data.store import FrameStore
 from structalign.data.tasks import Sample
-from structalign.training import loader
-from structalign.training.loader import TrainingSet, load_clips, train_pixels
+from structalign.training import loader, views
+from structalign.training.loader import TrainingSet, load_clips
 from structalign.util import distributed
 from tests.helpers.params import config
 from tests.helpers.video_files import moving, write_video
@@ -92,70 +89,6 @@ def test_loading_does_not_run_far_ahead(store: FrameStore) -> None:
     next(clips)
     assert len(reads) <= loader.AHEAD
     clips.close()
-
-
-# Pixels
-
-
-def test_test_pixels_are_clips_own_preprocessing() -> None:
-    """Bicubic resize of the shorter side and centre crop, as Pillow does it."""
-    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8).repeat(4, 0).repeat(4, 1)  # 80 x 120
-    pixels = loader.test_pixels(torch.from_numpy(picture)[None].permute(0, 3, 1, 2), 32)
-    resized = Image.fromarray(picture).resize((48, 32), Image.Resampling.BICUBIC).crop((8, 0, 40, 32))
-    assert (pixels.shape, pixels.dtype) == ((1, 3, 32, 32), torch.uint8)
-    assert (pixels[0].permute(1, 2, 0).int() - torch.from_numpy(np.array(resized)).int()).abs().max() <= 2
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(8, 40), st.integers(0, 2**30), st.floats(0.05, 1))
-def test_pixels_have_the_right_size(height: int, width: int, size: int, seed: int, smallest: float) -> None:
-    frames = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
-    assert loader.test_pixels(frames, size).shape == (2, 3, size, size)
-    augmented = train_pixels(frames, size, seeded(seed), smallest, flip=True)
-    assert (augmented.shape, augmented.dtype) == ((2, 3, size, size), torch.uint8)
-
-
-def coordinates(height: int, width: int) -> Tensor:
-    """Two equal frames whose red channel is x, and green y: crops can be read off them."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack([x, y, torch.zeros_like(x)]).to(torch.uint8).expand(2, 3, height, width)
-
-
-def test_crops_keep_area_and_shape() -> None:
-    frames, generator, shares = coordinates(200, 240), seeded(0), []
-    for _ in range(200):
-        red, green, _ = train_pixels(frames, 100, generator, 0.5, flip=False)[0].float()
-        width = (red[50, 90] - red[50, 10]) / 80 * 100
-        height = (green[90, 50] - green[10, 50]) / 80 * 100
-        share = float(width * height / (200 * 240))
-        shares.append(share)
-        assert 0.46 < share < 1.04
-        assert 0.7 < width / height < 1.4
-    assert min(shares) < 0.55
-    assert max(shares) > 0.9
-
-
-def test_all_frames_of_a_video_are_cropped_alike() -> None:
-    generator = seeded(1)
-    for _ in range(20):
-        first, second = train_pixels(coordinates(60, 80), 32, generator, 0.5, flip=True)
-        assert torch.equal(first, second)
-
-
-def test_flips_happen_half_of_the_time_and_only_if_wanted() -> None:
-    def mirrored(flip: bool) -> int:
-        generator = seeded(2)
-        pixels = [train_pixels(coordinates(60, 80), 32, generator, 0.5, flip)[0, 0] for _ in range(200)]
-        return sum(int(red[16, 31] < red[16, 0]) for red in pixels)
-
-    assert mirrored(flip=False) == 0
-    assert 70 < mirrored(flip=True) < 130
-
-
-def test_flipping_does_not_move_crops() -> None:
-    for seed in range(10):
-        kept, turned = (train_pixels(coordinates(60, 80), 32, seeded(seed), 0.5, flip) for flip in (False, True))
-        assert torch.equal(kept, turned) or torch.equal(kept, turned.flip(-1))
 
 
 # Batches
@@ -235,7 +168,7 @@ def test_frames_for_features_are_not_augmented(store: FrameStore) -> None:
     epoch(data, 0)
     pixels = torch.cat(list(data.test_pixels(2)))
     for name, shown in zip(NAMES, pixels, strict=True):
-        assert torch.equal(shown, loader.test_pixels(next(load_clips(store, [name], 1)), 32))
+        assert torch.equal(shown, views.test_pixels(next(load_clips(store, [name], 1)), 32))
     batches = list(loader.test_batches(store, NAMES, 32, 2, 2))
     assert [len(batch) for batch in batches] == [2, 2, 1]
     assert torch.equal(torch.cat(batches), pixels)
