@@ -41,6 +41,7 @@ from structalign.model.clip import ClipInfo
 from structalign.model.fast_clip import QuickGELU, fuse_quick_gelu, skip_last_patches
 from structalign.model.retriever import Retriever
 from structalign.model.tiny_clip import INFO
+from structalign.training.graphs import recorded_encoders, replaying
 from structalign.training.learner import compile_encoders
 from structalign.training.trainer import autocast
 from structalign.util.distributed import pick_device
@@ -201,10 +202,11 @@ def build(config: Config, info: ClipInfo, device: torch.device) -> tuple[dict[st
     trained: list[nn.Parameter] = [weight for group in groups for weight in group["params"]]
     weights = list(dict.fromkeys(trained))
     optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=True)
+    graphs = recorded_encoders(methods["all"], config)
 
     def step(method: StructAlign) -> None:
         batch.stem = None  # as in a new batch
-        with autocast(config.train.precision, device):
+        with autocast(config.train.precision, device), replaying(graphs):
             loss = total(method.loss(batch))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,16 @@ def _full_residual(_module: nn.Module, _inputs: Any, patches: Tensor) -> Tensor:
     return patches.float() if patches.dtype in (torch.bfloat16, torch.float16) else patches
 
 
+class Encoders(Protocol):
+    """What encodes in a retriever's place: its own methods of these names, done in another way."""
+
+    def read(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor]:
+        """Encode texts."""
+
+    def watch(self, states: Tensor, num_frames: int, task: int) -> tuple[Tensor, Tensor]:
+        """Encode videos."""
+
+
 class Retriever(nn.Module):
     """Encodes videos into frame features and texts into word features, in CLIP's joint space.
 
@@ -81,6 +91,8 @@ class Retriever(nn.Module):
         What encodes all frames at once, if it is "proxies".
     task : int
         The present task, from 1; videos are encoded as it sees them unless `encode_video` is told otherwise.
+    recorded : Encoders or None
+        What does the work of `read` and `watch` in their place, if anything does.
 
     Raises
     ------
@@ -106,6 +118,7 @@ class Retriever(nn.Module):
         self.clip, self.info, self.model, self.trainable = clip, info, model, trainable
         self.context = Context()
         self.task = 1
+        self.recorded: Encoders | None = None
         self._tokenizer: Any = None
         self.register_buffer("log_scale", torch.tensor(CLIP_LOG_SCALE), persistent=False)
         self.register_buffer("mean", torch.tensor(info.mean).view(3, 1, 1), persistent=False)
@@ -323,8 +336,11 @@ class Retriever(nn.Module):
 
     def encode_stem(self, states: Tensor, num_frames: int, task: int | None = None) -> tuple[Tensor, Tensor]:
         """Encode videos of `num_frames` frames as `encode_video` does, from what `stem` gave."""
-        self.context.num_frames = num_frames
-        self.context.task = task or self.task
+        return (self.recorded or self).watch(states, num_frames, task or self.task)
+
+    def watch(self, states: Tensor, num_frames: int, task: int) -> tuple[Tensor, Tensor]:
+        """The vision tower from its first adapter on: what `encode_stem` gives."""
+        self.context.num_frames, self.context.task = num_frames, task
         visual = self.clip.visual
         recompute = self.model.checkpoint_vision and torch.is_grad_enabled()
         if self.proxies is not None:
@@ -357,6 +373,11 @@ class Retriever(nn.Module):
         global_ : Tensor, shape (T, D)
             The end token's state, projected; not L2-normalised.
         """
+        words, global_ = (self.recorded or self).read(tokens, task)
+        return words, word_mask(tokens), global_
+
+    def read(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor]:
+        """The text tower: what `encode_text` gives, but for the mask."""
         end = end_positions(tokens)
         self.context.end, self.context.task = end, task
         self.context.prototype = self.prototypes[task - 1] if task > 1 and len(self.prototypes) else None
@@ -364,7 +385,7 @@ class Retriever(nn.Module):
         words = project_text(self.clip, states)  # [T,L,D]
         # Projected on its own, as CLIP does, so that untouched adapters give CLIP's very bits.
         global_ = project_text(self.clip, states[torch.arange(len(tokens), device=tokens.device), end])  # [T,D]
-        return words, word_mask(tokens), global_
+        return words, global_
 
     # Training
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from structalign.config.schema import Config, TrainConfig
 from structalign.methods.base import Batch, Method, Terms, total
+from structalign.training.graphs import recorded_encoders, replaying
 from structalign.training.loader import TrainingSet
 from structalign.training.loss_curve import FLUSH_STEPS, LossCurve
 from structalign.training.resume import ResumeFile
@@ -103,6 +104,7 @@ class Trainer:
         self.settings: TrainConfig = config.train
         self.device = next(method.retriever.parameters()).device
         groups = method.parameter_groups()
+        self.graphs = recorded_encoders(method, config)
         self.weights = [weight for group in groups for weight in group["params"]]
         self.optimizer = torch.optim.AdamW(
             groups, eps=self.settings.eps, weight_decay=self.settings.weight_decay, fused=True
@@ -221,7 +223,7 @@ class Trainer:
         return self.data.batches(self.settings, order, self.device)
 
     def _step(self, batch: Batch) -> Terms:
-        with autocast(self.settings.precision, self.device):
+        with autocast(self.settings.precision, self.device), replaying(self.graphs):
             terms = self.method.loss(batch)
             loss = total(terms)
         self.optimizer.zero_grad(set_to_none=True)

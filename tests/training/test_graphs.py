@@ -1,0 +1,211 @@
+"""Encoders as CUDA graphs: which graph encodes what, and on a GPU, that nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from structalign.methods.base import Batch, Method, total
+from structalign.training.graphs import RecordedEncoders, recorded_encoders, replaying
+from structalign.training.trainer import autocast
+from tests.training.test_trainer import config_for, start
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+class Recorder:
+    """Stands in for PyTorch's recording: runs what it was given, on inputs of the recorded shape alone."""
+
+    def __init__(self) -> None:
+        self.shapes: list[torch.Size] = []
+        self.uses = 0
+
+    def __call__(self, encoder: torch.nn.Module, sample: tuple[Tensor], **_named: Any) -> Callable[..., Any]:
+        self.shapes.append(sample[0].shape)
+        assert all(weight.requires_grad for weight in encoder.parameters())
+        torch.rand(())  # trial runs draw dropout
+
+        def replay(inputs: Tensor) -> Any:
+            assert inputs.shape == sample[0].shape
+            self.uses += 1
+            return encoder(inputs)
+
+        return replay
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", recorder)
+    return recorder
+
+
+def texts(length: int, count: int = 3) -> Tensor:
+    """Start token, words, end token."""
+    words = torch.arange(1, length - 1).expand(count, -1)
+    return torch.cat([torch.full((count, 1), 49406), words, torch.full((count, 1), 49407)], dim=1)
+
+
+def test_one_graph_serves_lengths_alike_and_changes_nothing(recorder: Recorder) -> None:
+    method, _ = start(config_for("structalign"), 2)
+    retriever = method.retriever.eval()
+    reading = RecordedEncoders(retriever)
+    for length in (5, 8, 7, 9, 12):
+        tokens = texts(length)
+        wanted = retriever.encode_text(tokens, 2)
+        with replaying([reading]):
+            found = retriever.encode_text(tokens, 2)
+        assert [part.shape for part in found] == [part.shape for part in wanted]
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert recorder.shapes == [(3, 8), (3, 16)]
+    assert recorder.uses == 5
+    assert retriever.recorded is None
+
+
+def test_texts_are_never_padded_beyond_the_context(recorder: Recorder) -> None:
+    method, _ = start(config_for("structalign"), 2)
+    context = method.retriever.info.context_length
+    with replaying([RecordedEncoders(method.retriever)]):
+        method.retriever.encode_text(texts(context), 2)
+    assert recorder.shapes == [(3, context)]
+
+
+def test_a_graph_is_used_once_in_a_step(recorder: Recorder) -> None:
+    """Its second use would overwrite what the gradients of the first need."""
+    method, _ = start(config_for("structalign"), 2)
+    reading = RecordedEncoders(method.retriever)
+    for step in (1, 2):
+        with replaying([reading]):
+            method.retriever.encode_text(texts(6), 2)
+            method.retriever.encode_text(texts(6), 2)
+            assert recorder.uses == step
+
+
+def test_each_number_of_texts_and_each_task_has_its_own(recorder: Recorder) -> None:
+    method, _ = start(config_for("structalign"), 2)
+    with replaying([RecordedEncoders(method.retriever)]):
+        for count, task in ((3, 1), (2, 1), (3, 2)):
+            method.retriever.encode_text(texts(6, count), task)
+    assert recorder.uses == 3
+
+
+def test_recording_draws_nothing_from_the_steps_random_numbers(recorder: Recorder) -> None:
+    method, _ = start(config_for("structalign"), 2)
+    method.retriever.train()
+    read = []
+    for graph in (RecordedEncoders(method.retriever), None):
+        torch.manual_seed(0)
+        with replaying([graph] if graph else []):
+            read.append(method.retriever.encode_text(texts(8), 2)[0])
+    assert recorder.uses == 1
+    assert torch.equal(*read)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_cpu_has_no_graphs(wanted: bool) -> None:
+    config = config_for("structalign", train={"cuda_graphs": wanted})
+    assert recorded_encoders(start(config, 2)[0], config) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "count"),
+    [
+        ("structalign", {}, 2),
+        ("structalign", {"checkpoint_vision": True}, 0),
+        ("structalign", {"text_adapter": "mlp_moe"}, 0),
+        ("finetune", {}, 0),
+        ("moe_adapter", {}, 0),
+    ],
+)
+def test_a_model_and_its_teacher_have_graphs_if_they_can(
+    monkeypatch: pytest.MonkeyPatch, name: str, model: dict[str, Any], count: int
+) -> None:
+    config = config_for(name, train={"cuda_graphs": True}, model=model)
+    method, _ = start(config, 2)
+    monkeypatch.setattr("structalign.model.retriever.Retriever.device", torch.device("cuda", 0))
+    assert [part.retriever for part in recorded_encoders(method, config)] == [method.retriever, method.teacher][
+        :count
+    ]
+
+
+def test_videos_of_a_shape_share_a_graph_and_nothing_changes(recorder: Recorder) -> None:
+    method, data = start(config_for("structalign"), 2)
+    retriever = method.retriever.eval()
+    reading = RecordedEncoders(retriever)
+    for pixels in data.test_pixels(3):
+        wanted = retriever.encode_video(pixels)
+        with replaying([reading]):
+            found = retriever.encode_video(pixels)
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    assert len(recorder.shapes) == len({len(pixels) for pixels in data.test_pixels(3)}) < recorder.uses
+
+
+def test_a_pass_without_gradients_has_a_graph_of_its_own(recorder: Recorder) -> None:
+    """One that was recorded without them could give none."""
+    method, _ = start(config_for("structalign"), 2)
+    with replaying([RecordedEncoders(method.retriever)]):
+        with torch.no_grad():
+            method.retriever.encode_text(texts(6), 2)
+        assert method.retriever.encode_text(texts(6), 2)[0].requires_grad
+    assert recorder.uses == 2
+
+
+def test_a_whole_step_uses_each_graph_once(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text and video, of the model and of its teacher."""
+    config = config_for("structalign", train={"cuda_graphs": True})
+    method, data = start(config, 2)
+    (batch, *_) = data.batches(config.train, torch.Generator().manual_seed(0), torch.device("cpu"))
+    encoders = [RecordedEncoders(part) for part in (method.retriever, method.teacher) if part is not None]
+    method.start_epoch(torch.Generator().manual_seed(0))
+    with replaying(encoders):
+        assert total(method.loss(batch)).requires_grad
+    assert recorder.uses == len(recorder.shapes) == 4
+
+
+def to_gpu(method: Method, batch: Batch) -> Batch:
+    for model in (method.retriever, method.teacher, method):
+        for part in vars(model).values() if model is method else (model,):
+            if isinstance(part, torch.nn.Module):
+                part.cuda()
+    method.prototypes = method.prototypes.cuda()  # type: ignore[attr-defined]
+    return Batch(*(part.cuda() for part in (batch.pixels, batch.tokens, batch.category, batch.video)))
+
+
+def loss_and_gradients(
+    method: Method, batch: Batch, precision: str, used: list[RecordedEncoders], seed: int
+) -> list[Tensor]:
+    weights = [weight for group in method.parameter_groups() for weight in group["params"]]
+    torch.manual_seed(seed)
+    batch.stem = None
+    method.start_epoch(torch.Generator().manual_seed(0))
+    with autocast(precision, batch.tokens.device), replaying(used):
+        loss = total(method.loss(batch))
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    return [loss.detach(), *(grad.clone() for grad in gradients if grad is not None)]
+
+
+@needs_gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 3e-2)])
+def test_a_gpu_gets_the_same_loss_and_gradients(precision: str, tolerance: float) -> None:
+    config = config_for("structalign", train={"cuda_graphs": True})
+    method, data = start(config, 2)
+    (batch, *_) = data.batches(config.train, torch.Generator().manual_seed(0), torch.device("cpu"))
+    batch = to_gpu(method, batch)
+    recorded = recorded_encoders(method, config)
+
+    method.retriever.eval()  # dropout is drawn for padding as well, so that draws differ
+    plain, *rest = (loss_and_gradients(method, batch, precision, used, 0) for used in ([], recorded, recorded))
+    for other in rest:
+        assert len(plain) == len(other)
+        for one, two in zip(plain, other, strict=True):
+            assert (one - two).norm() <= tolerance * one.norm() + 1e-7
+
+    method.retriever.train()
+    first, again, different = (loss_and_gradients(method, batch, precision, recorded, seed) for seed in (1, 1, 2))
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], different[0])
