@@ -5,13 +5,13 @@ With adapters, a step of ViT-B/32 starts 5,000 programs, most of which take less
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import pad
 
 from structalign.config.schema import Config
@@ -65,12 +65,11 @@ class RecordedEncoders:
 
 
 class _Encoder(nn.Module):
-    """An encoder as a function of its input and of the parameters that train."""
+    """One of a retriever's encoders as a module."""
 
     def __init__(self, encode: Encode, retriever: Retriever) -> None:
         super().__init__()
-        self.encode = encode
-        self.trained = nn.ParameterList(weight for weight in retriever.parameters() if weight.requires_grad)
+        self.encode, self.retriever = encode, retriever
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         return self.encode(inputs)
@@ -78,19 +77,28 @@ class _Encoder(nn.Module):
 
 def _record(encode: Encode, inputs: Tensor, retriever: Retriever) -> Encode:
     """Record an encoder's pass over inputs of this shape and, if gradients are wanted, the pass back."""
+    encoder = _Encoder(encode, retriever)
+    trained = {name: weight for name, weight in encoder.named_parameters() if weight.requires_grad}
+    # A recording must not meet autograd's nodes of earlier steps, which belong to another stream: it has leaves of
+    # its own, in the same memory.
+    leaves = [weight.detach().requires_grad_() for weight in trained.values()]
+
+    def run(inputs: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        return functional_call(encoder, dict(zip(trained, weights, strict=True)), (inputs,))  # type: ignore[no-any-return]
+
     kind = inputs.device.type
     # The trial run before the recording draws dropout, which must not depend on when a shape comes first.
     with (
         torch.random.fork_rng([inputs.device] if kind == "cuda" else []),
         torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False),
     ):
-        recorded = torch.cuda.make_graphed_callables(
-            _Encoder(encode, retriever),
-            (inputs.clone(),),
+        replay = torch.cuda.make_graphed_callables(
+            run,
+            (inputs.clone(), *leaves),
             num_warmup_iters=1,
             allow_unused_input=True,  # what trains in the other tower
         )
-    return cast(Encode, recorded)
+    return lambda inputs: cast(tuple[Tensor, Tensor], replay(inputs, *trained.values()))
 
 
 @contextmanager
@@ -111,6 +119,4 @@ def recorded_encoders(method: Method, config: Config) -> list[RecordedEncoders]:
         return []
     if model.checkpoint_vision or "mlp_moe" in (model.text_adapter, model.vision_adapter):
         return []  # random states are put back, or uses counted, outside of what a graph repeats
-    # Gradients of a replay arrive on another stream than those of the recording: it costs a wait, and is right.
-    warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
     return [RecordedEncoders(part) for part in (method.retriever, method.teacher) if part is not None]

@@ -24,15 +24,20 @@ class Recorder:
         self.shapes: list[torch.Size] = []
         self.uses = 0
 
-    def __call__(self, encoder: torch.nn.Module, sample: tuple[Tensor], **_named: Any) -> Callable[..., Any]:
+    def __call__(self, run: Callable[..., Any], sample: tuple[Tensor, ...], **_named: Any) -> Callable[..., Any]:
         self.shapes.append(sample[0].shape)
-        assert all(weight.requires_grad for weight in encoder.parameters())
+        assert all(leaf.is_leaf and leaf.requires_grad for leaf in sample[1:])
         torch.rand(())  # trial runs draw dropout
 
-        def replay(inputs: Tensor) -> Any:
-            assert inputs.shape == sample[0].shape
+        def replay(*inputs: Tensor) -> Any:
+            assert [part.shape for part in inputs] == [part.shape for part in sample]
+            # What is recorded of a parameter is where it lies.
+            assert all(
+                one.data_ptr() == other.data_ptr() and one is not other
+                for one, other in zip(inputs[1:], sample[1:], strict=True)
+            )
             self.uses += 1
-            return encoder(inputs)
+            return run(*inputs)
 
         return replay
 
@@ -163,8 +168,9 @@ def test_a_whole_step_uses_each_graph_once(recorder: Recorder, monkeypatch: pyte
     encoders = [RecordedEncoders(part) for part in (method.retriever, method.teacher) if part is not None]
     method.start_epoch(torch.Generator().manual_seed(0))
     with replaying(encoders):
-        assert total(method.loss(batch)).requires_grad
+        total(method.loss(batch)).backward()
     assert recorder.uses == len(recorder.shapes) == 4
+    assert all(weight.grad is not None for weight in method.retriever.parameters() if weight.requires_grad)
 
 
 def to_gpu(method: Method, batch: Batch) -> Batch:
@@ -209,3 +215,21 @@ def test_a_gpu_gets_the_same_loss_and_gradients(precision: str, tolerance: float
     first, again, different = (loss_and_gradients(method, batch, precision, recorded, seed) for seed in (1, 1, 2))
     assert torch.equal(first[0], again[0])
     assert not torch.equal(first[0], different[0])
+
+
+@needs_gpu
+def test_shapes_that_come_later_are_recorded_then() -> None:
+    config = config_for("structalign", train={"cuda_graphs": True})
+    method, data = start(config, 2)
+    (batch, *_) = data.batches(config.train, torch.Generator().manual_seed(0), torch.device("cpu"))
+    batch = to_gpu(method, batch)
+    recorded = recorded_encoders(method, config)
+    terms = []
+    for length in (0, 8):
+        tokens = torch.nn.functional.pad(batch.tokens, (0, length))
+        shown = Batch(batch.pixels, tokens, batch.category, batch.video)
+        method.start_epoch(torch.Generator().manual_seed(0))
+        with replaying(recorded):
+            terms.append(total(method.loss(shown)))  # kept, with all that autograd knows of it
+        terms[-1].backward()
+    assert len(recorded[0].graphs) == 3  # two lengths of texts, one shape of videos
