@@ -55,7 +55,7 @@ class RecordedEncoders:
         return self._replay(lambda states: self.retriever.watch(states, num_frames, task), states, num_frames, task)
 
     def _replay(self, encode: Encode, inputs: Tensor, *more: object) -> tuple[Tensor, Tensor]:
-        key = (inputs.dtype, inputs.shape, torch.is_grad_enabled(), *more)
+        key = (inputs.dtype, inputs.shape, torch.is_grad_enabled(), self.retriever.training, *more)
         if key in self.taken:
             return encode(inputs)
         self.taken.add(key)

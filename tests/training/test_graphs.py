@@ -160,6 +160,17 @@ def test_a_pass_without_gradients_has_a_graph_of_its_own(recorder: Recorder) -> 
     assert recorder.uses == 2
 
 
+def test_training_and_judging_have_graphs_of_their_own(recorder: Recorder) -> None:
+    """One that was recorded with dropout would go on to drop."""
+    method, _ = start(config_for("structalign"), 2)
+    reading = RecordedEncoders(method.retriever)
+    for mode in (method.retriever.train, method.retriever.eval):
+        mode()
+        with replaying([reading]):
+            method.retriever.encode_text(texts(6), 2)
+    assert len(recorder.shapes) == 2
+
+
 def test_a_whole_step_uses_each_graph_once(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text and video, of the model and of its teacher."""
     config = config_for("structalign", train={"cuda_graphs": True})
@@ -203,6 +214,9 @@ def test_a_gpu_gets_the_same_loss_and_gradients(precision: str, tolerance: float
     (batch, *_) = data.batches(config.train, torch.Generator().manual_seed(0), torch.device("cpu"))
     batch = to_gpu(method, batch)
     recorded = recorded_encoders(method, config)
+    for name, weight in method.retriever.named_parameters():
+        if name.endswith(".B"):
+            torch.nn.init.normal_(weight, std=0.1)  # untouched updates are 0, whatever is dropped
 
     method.retriever.eval()  # dropout is drawn for padding as well, so that draws differ
     plain, *rest = (loss_and_gradients(method, batch, precision, used, 0) for used in ([], recorded, recorded))
