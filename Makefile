@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: rehearse setup repro test test-fast lint format show compare drill repeat
+.PHONY: rehearse setup repro test coverage test-fast lint format show compare drill repeat
 
 setup: $(READY)
 
@@ -20,6 +20,10 @@ repro: $(READY)
 	dvc repro
 
 test: $(READY)
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The same, and which lines they never reach; takes longer
+coverage: $(READY)
 	pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 # Without the tests that train, start processes or encode many videos: less than a minute

@@ -8,9 +8,10 @@
     structalign compare --quick --jobs 2          for runs of minutes: a process a run, whose numbers alone are kept
 
 A study is a file in conf/study/: a label and its overrides per line. Each run is an experiment of DVC's, made in a
-clone of its own. What the project has does not run again; what failed is named, and runs again at the next call.
-With --quick a run is one process in place of a dozen, and its numbers go to .cache/quick in place of an experiment.
-Results come as runs.csv, table.md, figure.png and by_task.png in plots/compare.
+clone of its own, on one CPU thread (`-S threads=8` for more). What the project has does not run again; what failed is
+named, and runs again at the next call. With --quick a run is one process in place of a dozen, and its numbers go to
+.cache/quick in place of an experiment. Results come as runs.csv, table.md, figure.png and by_task.png in
+plots/compare.
 """
 
 from __future__ import annotations

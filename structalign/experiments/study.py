@@ -19,6 +19,10 @@ from structalign.util.errors import UserError
 
 STUDIES = Path("conf/study")
 
+ONE_THREAD = "threads=1"
+"""What every run starts from. Jobs beside one another use cores better than threads within a run, and results must
+not depend on the number of jobs."""
+
 SHARED_STAGES = ("split", "backbone")
 """What the first training needs; DVC makes what these need as well. Runs that agree in it share it."""
 
@@ -106,7 +110,7 @@ def runs_of(
 
 def make_run(words: Sequence[str], label: str, seed: int, overrides: Sequence[str], source: Source) -> Run:
     """Name a run: words for the reader, then its commit and a hash of overrides and uncommitted changes."""
-    settings = (*overrides, f"seed={seed}")
+    settings = (ONE_THREAD, *overrides, f"seed={seed}")
     digest = hashlib.sha256(json.dumps(settings).encode() + source.patch).hexdigest()
     name = slug([*words, f"seed{seed}", source.commit[:7], digest[:8]])
     return Run(name, label, seed, settings)

@@ -9,7 +9,7 @@ import pytest
 
 from structalign.experiments import source
 from structalign.experiments.source import Source
-from structalign.experiments.study import make_run, read_study, runs_of, shared_parameters
+from structalign.experiments.study import composed, make_run, read_study, runs_of, shared_parameters
 from structalign.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +99,13 @@ def test_overrides_decide_the_name_of_a_run() -> None:
     assert len(set(names)) == len(names) == 16
     assert names[4].startswith("methods-vr-lwf-creatures-4-seed0-abcdef0-")
     assert [run.name for run in runs_of("methods", labels, commons[1], (0, 1), source)] == names[4:8]
+
+
+def test_runs_of_a_study_have_one_thread_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    source = Source(Path(), "abcdef0123", b"")
+    made = [make_run(["s", "a"], "a", 0, overrides, source) for overrides in ([], ["data=msrvtt"], ["threads=4"])]
+    assert [parameters["threads"] for parameters in composed(made).values()] == [1, 1, 4]
 
 
 def test_a_folder_without_commits_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import yaml
 from tests.helpers.checkout import copy_checkout
 
 SMALL = [
+    "threads=1",
     "K=2",
     "data.categories=4",
     "data.train_videos=10",

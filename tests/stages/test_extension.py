@@ -108,7 +108,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     sizes = [
         "frames.num_frames=2",
         "frames.short_side=64",
-        "threads=1",
         "backbone.architecture=tiny",
         "backbone.pretrained=null",
     ]

@@ -18,6 +18,7 @@ from tests.helpers.checkout import copy_checkout
 pytestmark = pytest.mark.slow
 
 TINY = [
+    "threads=1",
     "data.categories=4",
     "data.train_videos=4",
     "data.test_videos=3",
