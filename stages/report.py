@@ -47,6 +47,7 @@ def draw(run: Run) -> Iterator[tuple[str, Figure]]:
         "accuracy_matrix": figures.accuracy_matrix(table["accuracy_matrix"]),
     }
     optional = {
+        "recall_by_category": (figures.recall_by_category, "recall_by_category"),
         "loss": (figures.training_loss, "loss"),
         "drift": (figures.drift, "drift"),
         "collapse": (figures.collapse, "geometry"),

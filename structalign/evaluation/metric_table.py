@@ -103,6 +103,8 @@ class Measured:
         Number of each query's own video.
     num_videos : int
         Videos of all seen tasks.
+    train_videos : ndarray, shape (Q,)
+        Training videos of each query's category.
     accuracy : list of list of float
         Rows 1..t of A: R@1 (percent) of each task within its own gallery.
     categories : list of int
@@ -122,6 +124,7 @@ class Measured:
     queries: list[str]
     target: np.ndarray
     num_videos: int
+    train_videos: np.ndarray
     accuracy: list[list[float]]
     categories: list[int]
     before: list[float]
@@ -155,6 +158,13 @@ def recall_ceiling(queries: Sequence[str], target: Sequence[int], cutoff: int = 
 
 def _recall(cutoff: int, measured: Measured) -> float:
     return recall_at(measured.ranks, cutoff)
+
+
+def _recall_of_half(measured: Measured, rare: bool) -> float | None:
+    """R@1 of the queries whose categories have fewer, or more, training videos than the median query's."""
+    distance = measured.train_videos - np.median(measured.train_videos)
+    half = distance < 0 if rare else distance > 0
+    return recall_at(measured.ranks[half], 1) if half.any() else None
 
 
 def _video_to_text(cutoff: int, measured: Measured) -> float:
@@ -201,6 +211,20 @@ METRICS: tuple[Metric, ...] = (
         meaning="Median, over the text queries of all seen tasks, of the rank of a query's own video; 1 is best.",
         compute=lambda measured: float(np.median(measured.ranks)),
         headline=True,
+    ),
+    *(
+        Metric(
+            key=f"{kind}_r1",
+            label=f"R@1 of {kind} categories",
+            unit="%",
+            better="higher",
+            ideal=100,
+            range="0 to 100",
+            meaning=f"R@1 of the queries whose categories have {than} training videos than the median query's. There "
+            "is none if all categories have as many.",
+            compute=partial(_recall_of_half, rare=kind == "rare"),
+        )
+        for kind, than in (("rare", "fewer"), ("frequent", "more"))
     ),
     Metric(
         key="meanr",

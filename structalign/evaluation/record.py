@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -28,7 +29,7 @@ from structalign.evaluation import metrics
 from structalign.evaluation.evaluate import Ranking, recall_within_task
 from structalign.evaluation.examples import Followed
 from structalign.evaluation.geometry import Frame, geometry
-from structalign.evaluation.metric_table import METRICS, Measured, computed
+from structalign.evaluation.metric_table import METRICS, Measured, computed, recall_at
 from structalign.evaluation.reference import Reference, zero_shot_ranks
 from structalign.retrieval.gallery import TaskGallery, fingerprint
 from structalign.util.checkpoint import load_tensors, save_tensors
@@ -121,6 +122,7 @@ class Record:
             "category_names": [category.name for category in split.categories],
             "queries": len(newest.queries),
             "videos": len(newest.clips),
+            "train_videos": [sum(s.category == c.id for s in split.train) for c in split.categories],
             "missing": len(split.missing),
             "notes": dict(notes or {}),
         }
@@ -167,13 +169,17 @@ def metrics_row(
     within = [{"task": entry["task"], **recall_within_task(ranking, entry["task"])} for entry in tasks]
     accuracy = [entry["r1"] for entry in within]
     zero_shot = zero_shot_ranks(features["zero_shot/text"], features["zero_shot/video"], ranking.target)
+    ranks = metrics.ranks(ranking.scores, ranking.target).numpy()
+    category = np.array([gallery.category[video] for gallery in galleries for video in gallery.target])  # [Q]
+    train_videos = np.array([count for entry in tasks for count in entry["train_videos"]])  # [C]
     measured = Measured(
-        ranks=metrics.ranks(ranking.scores, ranking.target).numpy(),
+        ranks=ranks,
         caption_ranks=metrics.video_to_text_ranks(ranking.video_scores, ranking.target).numpy(),
         zero_shot_ranks=zero_shot.numpy(),
         queries=[query for gallery in galleries for query in gallery.queries],
         target=ranking.target.numpy(),
         num_videos=len(ranking.video_task),
+        train_videos=train_videos[category],
         accuracy=[*(row["A"] for row in earlier), accuracy],
         categories=[entry["categories"] for entry in tasks],
         before=[row["next_r1"] for row in earlier],
@@ -189,6 +195,7 @@ def metrics_row(
         "untouched_r1": reference.untouched_r1,
         "A": accuracy,
         "task": within,
+        "category_r1": [recall_at(ranks[category == number], 1) for number in range(len(train_videos))],
         "geometry": {modality: geometry(frame) for modality, frame in frames.items()},
         "by_class": {modality: _by_class(frame) for modality, frame in frames.items()},
     }

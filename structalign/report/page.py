@@ -21,6 +21,7 @@ from structalign.report.tables import PUBLISHED_NOTE, summary
 FIGURES = {
     "recall_by_task": "Recall over all seen tasks, backward forgetting and forward transfer, after each task",
     "accuracy_matrix": "Accuracy matrix: recall of each task's queries within its own gallery, after each task",
+    "recall_by_category": "Recall of each category's queries over the videos of all seen tasks, after the last task",
     "published": f"Against published results on the same benchmark ({PUBLISHED_NOTE})",
     "frame": "How close the classes of each task are to the simplex frame, when learnt and after later tasks",
     "collapse": "How close the class means of all seen tasks are to a simplex frame, measure by measure",

@@ -133,6 +133,16 @@ def accuracy_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(select=run.select)
 
 
+def category_table(run: Run) -> pd.DataFrame:
+    """After the last task: R@1 (percent) of each category's queries over all seen videos, and its training videos."""
+    counts = [count for task in run.tasks for count in task.get("train_videos", ())]
+    rows = [
+        {"category": name, "learnt_in": task, "train_videos": count, "r1": r1}
+        for (name, task), count, r1 in zip(run.categories, counts, run.rows[-1].get("category_r1", ()), strict=False)
+    ]
+    return pd.DataFrame(rows).assign(select=run.select)
+
+
 def loss_table(run: Run) -> pd.DataFrame:
     """Training curves of all tasks; `global_step` counts on from task to task."""
     if run.loss.empty:
@@ -219,6 +229,7 @@ TABLES: dict[str, tuple[Callable[[Run], pd.DataFrame], Sequence[str]]] = {
     "recall_by_task": (recall_table, ("after", *(metric.key for metric in METRICS), "select")),
     "metrics": (metric_table, ("after", "panel", "value", "select")),
     "accuracy_matrix": (accuracy_table, ("after", "task", "r1", "select")),
+    "recall_by_category": (category_table, ("category", "learnt_in", "train_videos", "r1", "select")),
     "loss": (loss_table, ("task", "step", "global_step", "term", "value", "weighted", "lr", "panel")),
     "drift": (drift_table, ("after", "learnt_in", "category", "modality", "cosine", "panel")),
     "geometry": (geometry_table, ("after", *_LONG)),

@@ -28,6 +28,7 @@ MEASURED = Measured(
     queries=["a dog", "A  dog ", "a cat", "a bird"],
     target=np.array([0, 1, 2, 3]),
     num_videos=40,
+    train_videos=np.array([16, 16, 4, 2]),
     accuracy=[[50.0], [40.0, 30.0]],
     categories=[3, 3],
     before=[12.0],
@@ -40,7 +41,7 @@ def test_metrics_by_hand() -> None:
     values = computed(METRICS, MEASURED)
     assert values == pytest.approx(
         {
-            "r1": 25, "r5": 50, "r10": 75, "medr": 4, "meanr": 5, "mean_r1": 37.5,
+            "r1": 25, "r5": 50, "r10": 75, "medr": 4, "rare_r1": 0, "frequent_r1": 50, "meanr": 5, "mean_r1": 37.5,
             "bwf": 10, "learnt_r1": 40, "backward_transfer": -10, "max_forgetting": 10, "forward_transfer": 2,
             "r1_ceiling": 75, "zero_shot_r1": 25, "chance_r1": 2.5,
             "v2t_r1": 50, "v2t_r5": 75, "v2t_r10": 100, "v2t_medr": 1.5, "v2t_meanr": 2.75,

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
 from stages import report as stage
 from structalign.evaluation.metric_table import METRICS
+from structalign.report import figures
 from structalign.report import tables as report
 from structalign.report.run import read_run
 from structalign.report.tables import check_same_data, cost_of, published_results, summary
@@ -40,6 +42,7 @@ def write_gallery(
             "videos": 100,
             "missing": task % 2,
             "category_names": [f"category {task}.{index}" for index in range(categories)],
+            **({} if bare else {"train_videos": [16 // (index + 1) for index in range(categories)]}),
         }
         for task in range(1, num_tasks + 1)
     ]
@@ -74,6 +77,7 @@ def _row(task: int, categories: int, rng: np.random.Generator, bare: bool) -> di
         row["mean_r1"] = r1 + 1
         geometry = {"alignment": 1 / task, "equinorm": 0.5 / task, "equiangularity": 0.4 / task}
         by_class = {"alignment": [0.1 * index for index in range(task * categories)]}
+        row["category_r1"] = [10.0 * index for index in range(task * categories)]
         row["geometry"] = dict.fromkeys(("text", "video"), geometry)
         row["by_class"] = dict.fromkeys(("text", "video"), by_class)
     return row
@@ -229,10 +233,30 @@ def test_drift_leaves_out_classes_not_learnt_yet(reported: Path) -> None:
     }
 
 
+def test_recall_by_category_says_what_each_was_learnt_from(reported: Path) -> None:
+    rows = read_csv(reported / "plots/recall_by_category.csv")
+    assert [row["category"] for row in rows] == [f"category {task}.{i}" for task in (1, 2, 3) for i in range(3)]
+    assert [row["train_videos"] for row in rows] == ["16", "8", "5"] * 3
+    assert [row["learnt_in"] for row in rows] == ["1"] * 3 + ["2"] * 3 + ["3"] * 3
+    assert [float(row["r1"]) for row in rows] == [10 * index for index in range(9)]
+
+
+@pytest.mark.parametrize(("counts", "names"), [((4, 2, 1), 3), ((4, 4, 4), 3), ((4,) * 60, 0)])
+def test_categories_are_named_while_there_is_room(counts: tuple[int, ...], names: int) -> None:
+    size = len(counts)
+    table = pd.DataFrame(
+        {"category": [f"c{i}" for i in range(size)], "learnt_in": 1, "train_videos": counts, "r1": 50.0}
+    )
+    (axes, *_) = figures.recall_by_category(table).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(labels) == names
+    assert ("c0 (4)" in labels) == ("training videos" in axes.get_ylabel()) == (len(set(counts)) > 1)
+
+
 def test_every_figure_is_drawn(reported: Path) -> None:
     names = {path.stem for path in (reported / "plots/figures").iterdir()}
     assert names == {
-        "recall_by_task", "accuracy_matrix", "loss", "drift", "collapse", "frame", "gram",
+        "recall_by_task", "accuracy_matrix", "recall_by_category", "loss", "drift", "collapse", "frame", "gram",
         "features_pca", "features_tsne",
     }  # fmt: skip
 
@@ -241,7 +265,7 @@ def test_same_input_gives_the_same_bytes(reported: Path, tmp_path: Path, monkeyp
     write_gallery(tmp_path)
     run_stage(tmp_path, monkeypatch)
     outputs = [path.relative_to(tmp_path) for path in tmp_path.glob("plots/**/*") if path.is_file()]
-    assert len(outputs) == 18
+    assert len(outputs) == 20
     assert Path("plots/report.html") in outputs
     for path in [*outputs, Path("metrics/summary.json")]:
         assert (tmp_path / path).read_bytes() == (reported / path).read_bytes(), path

@@ -82,6 +82,9 @@ def test_chain_leaves_everything_that_a_user_looks_at(project: Project) -> None:
     record = project.json("metrics/task-02/recall.json")
     assert [row["after"] for row in record["rows"]] == [1, 2]
     assert [len(row["A"]) for row in record["rows"]] == [1, 2]
+    assert [task["train_videos"] for task in record["tasks"]] == [[4, 4], [4, 4]]
+    for row in record["rows"]:  # every category has as many queries
+        assert sum(row["category_r1"]) / len(row["category_r1"]) == pytest.approx(row["r1"])
     assert record["rows"][0]["bwf"] == 0
     assert list((project.folder / "plots/figures").glob("*.png"))
     assert "What queries find" in (project.folder / "plots/report.html").read_text()

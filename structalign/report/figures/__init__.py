@@ -9,6 +9,7 @@ from structalign.report.figures.run import (
     collapse,
     drift,
     frame,
+    recall_by_category,
     recall_by_task,
     training_loss,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "frame",
     "gram",
     "recall_against_bwf",
+    "recall_by_category",
     "recall_by_task",
     "save",
     "training_loss",

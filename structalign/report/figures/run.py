@@ -37,6 +37,9 @@ LINES: dict[str, Any] = {
 }
 """Dashes of the kinds of lines in the figure by task: see `Metric.line`."""
 
+_NAMED_CATEGORIES = 48
+"""Bars of more categories stand without names."""
+
 _LINE_MARKERS = {"text to video": "o", "video to text": "s", "zero-shot CLIP": ".", "chance": "."}
 
 
@@ -130,6 +133,37 @@ def accuracy_matrix(table: pd.DataFrame) -> Figure:
     axes.set(xlabel="queries and gallery of task", ylabel="after learning task")
     axes.tick_params(axis="y", rotation=0)
     figure.suptitle("Accuracy matrix A")
+    return figure
+
+
+@styled
+def recall_by_category(table: pd.DataFrame) -> Figure:
+    """Draw R@1 of each category, in the order in which tasks brought them.
+
+    Parameters
+    ----------
+    table : DataFrame
+        `category_table`: category, learnt_in, train_videos, r1 (percent).
+    """
+    count = len(table)
+    figure, (axes,) = new_figure(1, 1, width=7, height=min(1.8 + 0.24 * count, 12))
+    colours = task_colours(sorted(set(table.learnt_in)))
+    for task, group in table.groupby("learnt_in"):
+        axes.barh(group.index, group.r1, color=colours[int(task)], label=str(task))
+    names = table.category
+    if table.train_videos.nunique() > 1:
+        names = names + " (" + table.train_videos.astype(str) + ")"
+    named = count <= _NAMED_CATEGORIES
+    axes.set_yticks(range(count) if named else [], names if named else [])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    counted = table.train_videos.nunique() > 1 and named
+    axes.set(
+        xlabel="R@1 over the videos of all seen tasks (%), ↑ higher is better",
+        ylabel="category" + (" (training videos)" if counted else ""),
+    )
+    legend_beside(axes, "learnt in task")
+    figure.suptitle("R@1 of each category's queries, after the last task")
     return figure
 
 
