@@ -45,22 +45,23 @@ class RecordedEncoders:
         """Do the work of `Retriever.read`."""
         length = tokens.shape[1]
         room = min(-(-length // STRIDE) * STRIDE, self.retriever.info.context_length)
-        words, global_ = self._replay(
-            lambda tokens: self.retriever.read(tokens, task), pad(tokens, (0, room - length)), task
-        )
+        padded = pad(tokens, (0, room - length))
+        words, global_ = self._replay(lambda tokens: self.retriever.read(tokens, task), padded, False, task)
         return words[:, :length], global_
 
     def watch(self, states: Tensor, num_frames: int, task: int) -> tuple[Tensor, Tensor]:
         """Do the work of `Retriever.watch`."""
-        return self._replay(lambda states: self.retriever.watch(states, num_frames, task), states, num_frames, task)
+        return self._replay(
+            lambda states: self.retriever.watch(states, num_frames, task), states, True, num_frames, task
+        )
 
-    def _replay(self, encode: Encode, inputs: Tensor, *more: object) -> tuple[Tensor, Tensor]:
-        key = (inputs.dtype, inputs.shape, torch.is_grad_enabled(), self.retriever.training, *more)
+    def _replay(self, encode: Encode, inputs: Tensor, vision: bool, *more: object) -> tuple[Tensor, Tensor]:
+        key = (vision, inputs.shape, torch.is_grad_enabled(), self.retriever.training, *more)
         if key in self.taken:
             return encode(inputs)
         self.taken.add(key)
         if key not in self.graphs:
-            self.graphs[key] = _record(encode, inputs, self.retriever)
+            self.graphs[key] = _record(encode, inputs, self.retriever, vision)
         return self.graphs[key](inputs)
 
 
@@ -75,10 +76,14 @@ class _Encoder(nn.Module):
         return self.encode(inputs)
 
 
-def _record(encode: Encode, inputs: Tensor, retriever: Retriever) -> Encode:
-    """Record an encoder's pass over inputs of this shape and, if gradients are wanted, the pass back."""
+def _record(encode: Encode, inputs: Tensor, retriever: Retriever, vision: bool) -> Encode:
+    """Record an encoder's pass over inputs of this shape and, if anything in its tower trains, the pass back."""
     encoder = _Encoder(encode, retriever)
-    trained = {name: weight for name, weight in encoder.named_parameters() if weight.requires_grad}
+    trained = {
+        name: weight
+        for name, weight in encoder.named_parameters()
+        if weight.requires_grad and (".visual." in name) == vision
+    }
     # A recording must not meet autograd's nodes of earlier steps, which belong to another stream: it has leaves of
     # its own, in the same memory.
     leaves = [weight.detach().requires_grad_() for weight in trained.values()]
@@ -96,7 +101,7 @@ def _record(encode: Encode, inputs: Tensor, retriever: Retriever) -> Encode:
             run,
             (inputs.clone(), *leaves),
             num_warmup_iters=1,
-            allow_unused_input=True,  # what trains in the other tower
+            allow_unused_input=True,  # task 1 uses the first expert alone
         )
     return lambda inputs: cast(tuple[Tensor, Tensor], replay(inputs, *trained.values()))
 
@@ -107,9 +112,11 @@ def replaying(encoders: Sequence[RecordedEncoders]) -> Iterator[None]:
     for part in encoders:
         part.taken.clear()
         part.retriever.recorded = part
-    yield
-    for part in encoders:
-        part.retriever.recorded = None
+    try:
+        yield
+    finally:
+        for part in encoders:
+            part.retriever.recorded = None
 
 
 def recorded_encoders(method: Method, config: Config) -> list[RecordedEncoders]:

@@ -22,10 +22,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.shapes: list[torch.Size] = []
+        self.leaves: list[bool] = []
         self.uses = 0
 
     def __call__(self, run: Callable[..., Any], sample: tuple[Tensor, ...], **_named: Any) -> Callable[..., Any]:
         self.shapes.append(sample[0].shape)
+        self.leaves.append(len(sample) > 1)
         assert all(leaf.is_leaf and leaf.requires_grad for leaf in sample[1:])
         torch.rand(())  # trial runs draw dropout
 
@@ -169,6 +171,17 @@ def test_training_and_judging_have_graphs_of_their_own(recorder: Recorder) -> No
         with replaying([reading]):
             method.retriever.encode_text(texts(6), 2)
     assert len(recorder.shapes) == 2
+
+
+@pytest.mark.parametrize(("text", "vision"), [("none", "frame_fusion"), ("lora_moe", "none")])
+def test_a_tower_without_adapters_has_no_way_back(recorder: Recorder, text: str, vision: str) -> None:
+    method, data = start(config_for("structalign", model={"text_adapter": text, "vision_adapter": vision}), 2)
+    method.retriever.train()
+    with replaying([RecordedEncoders(method.retriever)]):
+        words, _, _ = method.retriever.encode_text(texts(6), 2)
+        frames, _ = method.retriever.encode_video(next(data.test_pixels(2)))
+    assert recorder.leaves == ([0, 1] if text == "none" else [1, 0])
+    assert (words.requires_grad, frames.requires_grad) == (text != "none", vision != "none")
 
 
 def test_a_whole_step_uses_each_graph_once(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
