@@ -172,6 +172,12 @@ def test_selection_on_validation_videos_needs_some(tmp_path: Path) -> None:
         composed(tmp_path, "train.select=best_on_val", "split.validation=0")
 
 
+def test_compiled_encoders_are_not_recorded_as_well(tmp_path: Path) -> None:
+    assert composed(tmp_path, "train.cuda_graphs=true").train.cuda_graphs
+    with pytest.raises(UserError, match=r"cuda_graphs = true: compiled encoders"):
+        composed(tmp_path, "train.cuda_graphs=true", "train.compile=true")
+
+
 def test_former_names_of_adapters_are_accepted() -> None:
     values = {
         "vision_adapter": "moe",

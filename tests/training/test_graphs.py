@@ -14,6 +14,7 @@ from structalign.training.graphs import RecordedEncoders, recorded_encoders, rep
 from structalign.training.trainer import autocast
 from tests.training.test_trainer import config_for, start
 
+pytestmark = pytest.mark.slow
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
