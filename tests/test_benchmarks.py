@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
-from benchmarks import ranking, step
+from benchmarks import ranking, step, weather
 from structalign.util.checkpoint import load_tensors
 from tests.helpers.params import config
 
@@ -35,3 +36,15 @@ def test_a_step_is_taken_with_every_regulariser_and_without_each_saving() -> Non
     assert set(steps) == set(step.VARIANTS)
     for take in [*steps.values(), *step.undoing(steps["all"], parts).values()]:
         take()
+
+
+@torch.inference_mode()
+def test_weather_hides_some_videos_from_clip_and_can_be_made_milder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, present in weather.WEATHER.items():
+        monkeypatch.setitem(weather.WEATHER, name, present)  # puts it back at the end
+    zoo = weather.Zoo(config().model, videos=4)
+    found, within = zoo.recall()
+    assert len(found) == len(within) == 20
+    assert found.mean() <= within.mean()
+    weather.even(zoo, target=100, rounds=2)
+    assert zoo.recall()[0].mean() > found.mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -118,6 +119,12 @@ def scene(motion: str = "sliding", **changes: int) -> Scene:
 @pytest.fixture
 def clear_sky(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("structalign.data.datasets.creatures.expose", lambda images, *_: images)
+
+
+def test_captions_have_the_article_that_their_words_want() -> None:
+    plans = [_plan(family, np.random.default_rng(0), {"train": 40}) for family in families(20)]
+    for caption in {caption for plan in plans for clip, _ in plan for caption in clip.captions}:
+        assert not re.search(r"\ba [aeiou]", caption), caption
 
 
 @pytest.mark.usefixtures("clear_sky")

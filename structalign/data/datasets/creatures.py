@@ -115,7 +115,7 @@ NAMES = (
 CAPTIONS = (
     "a {colour} {name} with a {core} core {motion} over {place}",
     "the {colour} {name} with {core} core is {motion} in front of {place}",
-    "{place} behind a {motion} {colour} {name} that has a {core} core",
+    "{place} behind the {motion} {colour} {name} that has a {core} core",
     "on {place} one sees a {name}, {colour} with a {core} core, {motion}",
 )
 
