@@ -95,7 +95,7 @@ def _mirage(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Show everything four times, a quarter through, under a yellow veil."""
     height, width = images.shape[1:3]
     moves = ((0, 0), (height // 4, width // 3), (-height // 3, width // 4), (height // 2, width // 2))
-    seen = sum(np.roll(images, move, axis=(1, 2)) for move in moves) / len(moves)
+    seen = np.mean([np.roll(images, move, axis=(1, 2)) for move in moves], axis=0)
     return _veil(seen, (0.9, 0.8, 0.6), 0.4)
 
 
