@@ -1,11 +1,12 @@
 """How many videos of each family the tiny CLIP finds, untrained, in the weather of each.
 
     python -m benchmarks.weather              as the strengths in structalign/data/weather.py are
-    python -m benchmarks.weather --even 18    look for strengths at which about 18% of each family are found
+    python -m benchmarks.weather --even 16    look for strengths at which about 16% of each family are found
 
 Test videos of the tuning seed 100, ranked among those of all families by the cosine of global features. R@1 of the
 second column is among the family's own videos. A round of the search moves each family's strength up if more of its
-videos are found than wanted, and down if fewer are; the best of the rounds is printed, to be copied.
+videos are found than wanted, and down if fewer are; the best of the rounds is printed, to be copied. The
+search starts from the strengths that are there.
 """
 
 from __future__ import annotations

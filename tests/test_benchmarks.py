@@ -39,6 +39,13 @@ def test_a_step_is_taken_with_every_regulariser_and_without_each_saving() -> Non
 
 
 @torch.inference_mode()
+def test_weather_is_about_as_strong_for_every_family() -> None:
+    found, _ = weather.Zoo(config().model, videos=20).recall()
+    assert found.std() < 15  # 31 when the weather of each was as strong as it happened to be
+    assert found.min() > 0
+
+
+@torch.inference_mode()
 def test_weather_hides_some_videos_from_clip_and_can_be_made_milder(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, present in weather.WEATHER.items():
         monkeypatch.setitem(weather.WEATHER, name, present)  # puts it back at the end
