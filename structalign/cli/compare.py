@@ -5,21 +5,26 @@
     structalign compare --data msrvtt --K 20 --executor slurm --partition gpu --gpus 1 --time 12:00:00
     structalign compare --data actnet -S data.videos=/path/to/videos
     structalign compare --study ablation          the choices within StructAlign, one by one
+    structalign compare --study curves --labels "* as tuned,* K=*" --against K    a curve over the number of tasks
     structalign compare --quick --jobs 2          for runs of minutes: a process a run, whose numbers alone are kept
 
 A study is a file in conf/study/: a label and its overrides per line. Each run is an experiment of DVC's, made in a
 clone of its own, on one CPU thread (`-S threads=8` for more). What the project has does not run again; what failed is
 named, and runs again at the next call. With --quick a run is one process in place of a dozen, and its numbers go to
 .cache/quick in place of an experiment. Results come as runs.csv, table.md, figure.png and by_task.png in
-plots/compare.
+plots/compare; with --against also curve.png, recall against a parameter with a line for each method and variant.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -28,7 +33,7 @@ from structalign.experiments.batch import results_of, run_missing
 from structalign.experiments.results import Results, dvc_cache
 from structalign.experiments.run import Place
 from structalign.experiments.source import Source
-from structalign.experiments.study import Run, read_study, runs_of, slug, words_of
+from structalign.experiments.study import Run, composed, read_study, runs_of, slug, value_of, words_of
 from structalign.report import figures
 from structalign.report.compare import comparison_table, named_warnings, notes
 from structalign.report.tables import check_same_data
@@ -42,23 +47,37 @@ NAMED = 6
 """Uncommitted files that are named; the others are counted."""
 
 
-def collect(runs: list[Run], results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the summaries of the runs that the project has, and their recall by task."""
+def collect(
+    runs: list[Run], results: Results, points: Mapping[str, Point] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the summaries of the runs that the project has, and their recall by task.
+
+    Raises
+    ------
+    UserError
+        If runs of one seed ranked different data. A parameter that decides which videos are ranked after which task,
+        such as K, may do so if runs are drawn against it: only those at the same of its values must agree then.
+    """
     present = results.names()
     rows, curves = [], []
     for run in (run for run in runs if run.name in present):
         summary = results.summary(run.name)
         cost = known_cost(summary.get("training", ""))
-        rows.append({"label": run.label, "seed": run.seed, "experiment": run.name, **summary, **cost})
+        point = asdict(points[run.name]) if points else {}
+        rows.append({"label": run.label, "seed": run.seed, "experiment": run.name, **point, **summary, **cost})
         curves.append(results.curve(run.name).assign(label=run.label, seed=run.seed))
-    for seed in sorted({row["seed"] for row in rows}):
-        # Another seed draws other data, so only runs of one seed must agree.
-        check_same_data({row["experiment"]: row for row in rows if row["seed"] == seed})
+    alike = defaultdict[tuple[int, Any], dict[str, Any]](dict)
+    for row in rows:  # another seed draws other data, so only runs of one seed must agree
+        alike[row["seed"], row.get("value")][row["experiment"]] = row
+    for group in alike.values():
+        check_same_data(group)
     return pd.DataFrame(rows), pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()
 
 
-def write(runs: pd.DataFrame, curves: pd.DataFrame, labels: list[str], reference: str, folder: Path) -> None:
-    """Write runs.csv, table.md, figure.png (recall against forgetting) and by_task.png.
+def write(
+    runs: pd.DataFrame, curves: pd.DataFrame, labels: list[str], reference: str, folder: Path, against: str = ""
+) -> None:
+    """Write runs.csv, table.md, figure.png (recall against forgetting), by_task.png and perhaps curve.png.
 
     Parameters
     ----------
@@ -71,6 +90,8 @@ def write(runs: pd.DataFrame, curves: pd.DataFrame, labels: list[str], reference
     reference : str
         The label that the others are paired with.
     folder : Path
+    against : str
+        The parameter that curve.png draws recall against; empty: none is drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_text(folder / "runs.csv", runs.to_csv(index=False, lineterminator="\n"))
@@ -79,10 +100,14 @@ def write(runs: pd.DataFrame, curves: pd.DataFrame, labels: list[str], reference
     warnings = "; ".join(named_warnings(runs))
     points = runs.rename(columns={"label": "method", "method": "_method"}).to_dict("records")
     seeds = f"{runs.seed.nunique()} seeds"
-    for name, figure, caption in (
+    drawn = [
         ("figure.png", figures.recall_against_bwf(points), f"{len(runs)} runs over {seeds}"),
         ("by_task.png", figures.compare_recall(curves), f"means over {seeds}; bands are one standard deviation"),
-    ):
+    ]
+    if against:
+        figure = figures.against_parameter(runs, against)
+        drawn.append(("curve.png", figure, f"means over {seeds}; bars are one standard deviation"))
+    for name, figure, caption in drawn:
         figures.footnote(figure, caption, warnings)
         figures.save(figure, folder / name)
 
@@ -92,10 +117,11 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--study", default="methods", help="file in conf/study (default: %(default)s)")
-    parser.add_argument("--labels", default=None, help="of the file, such as full,finetune (default: all)")
+    parser.add_argument("--labels", default=None, help="of the file, such as full,finetune or 'SCL*' (default: all)")
     parser.add_argument(
         "--reference", default=None, help="label that the others are paired with (default: the first)"
     )
+    parser.add_argument("--against", default="", metavar="KEY", help="parameter to draw recall against, such as K")
     parser.add_argument("--data", default=None, help="file in conf/data (default: that of conf/config.yaml)")
     parser.add_argument("--K", type=int, default=None, help="number of tasks (default: that of the data set)")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="default: %(default)s")
@@ -132,29 +158,72 @@ def compare(args: argparse.Namespace) -> None:
     seeds = seeds_of(args.seeds)
     # Seed by seed: so all labels are there to compare, if only for the first seeds, when time runs out.
     runs = runs_of(args.study, labels, common, seeds, place.source)
+    points = points_of(runs, args.against) if args.against else None
     errors = run_missing(runs, place, resources, args.quick)
-    table, curves = collect(runs, results_of(place, args.quick))
+    table, curves = collect(runs, results_of(place, args.quick), points)
     if len(table):
         folder = args.output or Path("plots/compare") / output_name(args.study, common)
-        write(table, curves, list(labels), reference, folder)
+        write(table, curves, list(labels), reference, folder, args.against)
         print((folder / "table.md").read_text(encoding="utf-8"))
-        log.info(f"written: {folder}/runs.csv, table.md, figure.png, by_task.png")
+        log.info(f"written: {folder}/runs.csv, table.md, figure.png, by_task.png{', curve.png' * bool(args.against)}")
     if errors:
         raise UserError(f"{len(errors)} of {len(runs)} runs are missing; the same command runs them again")
 
 
 def chosen(wanted: str | None, labels: Iterable[str], study: str) -> list[str]:
-    """List the labels that `--labels` names, or all.
+    """List the labels that `--labels` names, by themselves or by patterns such as `* K=*`, or all.
 
     Raises
     ------
     UserError
         If the study has no such label.
     """
-    names = wanted.split(",") if wanted else list(labels)
-    if unknown := set(names) - set(labels):
-        raise UserError(f"--labels {', '.join(sorted(unknown))}: {study} has {', '.join(labels)}")
-    return names
+    labels = list(labels)
+    found = {name: [name] if name in labels else fnmatch.filter(labels, name) for name in (wanted or "*").split(",")}
+    if unknown := [pattern for pattern, names in found.items() if not names]:
+        raise UserError(f"--labels {', '.join(unknown)}: {study} has {', '.join(labels)}")
+    return list(dict.fromkeys(name for names in found.values() for name in names))
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run stands in a curve.
+
+    Attributes
+    ----------
+    line : str
+        Method and variant.
+    value : float
+        Of the parameter that the curve is drawn against.
+    """
+
+    line: str
+    value: float
+
+
+def points_of(runs: list[Run], key: str) -> dict[str, Point]:
+    """Look up where each run will stand in a curve against a parameter, by name of the run.
+
+    Raises
+    ------
+    UserError
+        If there is no such parameter, its value is not a number, or two runs of a seed stand at the same place.
+    """
+    points, places = {}, {}
+    for run, parameters in zip(runs, composed(runs).values(), strict=True):
+        value = value_of(parameters, key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            said = "no such parameter" if value == {} else f"is {value!r} for {run.label}; a curve needs numbers"
+            raise UserError(f"--against {key}: {said}")
+        method, variant = parameters["method"]["name"], parameters["variant"]
+        points[run.name] = Point(method if variant == "method" else f"{method} ({variant})", value)
+        other = places.setdefault((run.seed, points[run.name]), run.label)
+        if other != run.label:
+            raise UserError(
+                f"--against {key}: {other} and {run.label} are both {points[run.name].line} with {key}={value}; "
+                "pick one of them by --labels"
+            )
+    return points
 
 
 def place_of(project: Path, scratch: Path | None, without: Sequence[str] = ()) -> Place:

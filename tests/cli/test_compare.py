@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import operator
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from structalign.cli.compare import chosen, main, output_name, seeds_of, write
+from structalign.cli.compare import Point, chosen, collect, main, output_name, points_of, seeds_of, write
+from structalign.experiments.study import Run
 from structalign.report.compare import comparison_table, named_warnings, notes, paired_difference, sign_flip_p
 from structalign.util.errors import UserError
 
@@ -108,8 +111,72 @@ def test_seeds_that_are_no_numbers_are_refused() -> None:
 def test_part_of_a_study_can_run() -> None:
     assert chosen(None, ["full", "finetune"], "ablation") == ["full", "finetune"]
     assert chosen("finetune", ["full", "finetune"], "ablation") == ["finetune"]
-    with pytest.raises(UserError, match="--labels ful: ablation has full, finetune"):
-        chosen("ful,finetune", ["full", "finetune"], "ablation")
+    assert chosen("finetune,f*", ["full", "finetune", "lwf"], "ablation") == ["finetune", "full"]
+    assert chosen("why?", ["why?", "whys"], "ablation") == ["why?"]
+    with pytest.raises(UserError, match=r"--labels ful, x\*: ablation has full, finetune"):
+        chosen("ful,finetune,x*", ["full", "finetune"], "ablation")
+
+
+def made(labels: dict[str, list[str]], seeds: Sequence[int] = (0,)) -> list[Run]:
+    return [Run(f"{label}-{seed}", label, seed, tuple(labels[label])) for seed in seeds for label in labels]
+
+
+def test_runs_stand_in_a_curve_by_method_and_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    points = points_of(made({"a": ["K=2"], "b": ["K=4", "variant=figure"], "c": ["K=2", "method=lwf"]}), "K")
+    assert points == {
+        "a-0": Point("structalign", 2),
+        "b-0": Point("structalign (figure)", 4),
+        "c-0": Point("lwf", 2),
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("k", "no such parameter"),
+        ("similarity.pooling", "is 'max' for one; a curve needs numbers"),
+        ("etf.train_projections", "is True for one; a curve needs numbers"),
+        ("loss", "a curve needs numbers"),
+        ("train.max_steps", "is None for one; a curve needs numbers"),
+        ("K", "one and two are both structalign with K=5; pick one of them by --labels"),
+    ],
+)
+def test_what_makes_no_curve_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, key: str, reason: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=f"--against {key}: .*{reason}"):
+        points_of(made({"one": ["K=5"], "two": ["K=5", "loss.etf_weight=0"]}), key)
+
+
+class Ranked:
+    """Two finished runs, which ranked other videos after a task, as other numbers of tasks do."""
+
+    def names(self) -> set[str]:
+        return {"two-0", "four-0"}
+
+    def summary(self, name: str) -> dict[str, Any]:
+        return {"r1": 50.0, "data_fingerprint": name}
+
+    def curve(self, name: str) -> pd.DataFrame:
+        return pd.DataFrame({"after": [1], "r1": [50.0], "bwf": [0.0]})
+
+
+def test_only_a_curve_may_set_other_data_side_by_side() -> None:
+    runs = made({"two": ["K=2"], "four": ["K=4"]})
+    points = {"two-0": Point("structalign", 2), "four-0": Point("structalign", 4)}
+    assert collect(runs, Ranked(), points)[0].value.tolist() == [2, 4]
+    with pytest.raises(UserError, match="they ranked different data"):
+        collect(runs, Ranked())
+    with pytest.raises(UserError, match="they ranked different data"):
+        collect(runs, Ranked(), dict.fromkeys(points, Point("structalign", 2)))
+
+
+def test_a_curve_is_drawn_beside_the_other_figures(runs: pd.DataFrame, curves: pd.DataFrame, tmp_path: Path) -> None:
+    runs = runs.assign(line="structalign", value=runs.label.map({"full": 2, "less": 20}), learnt_r1=50.0)
+    write(runs, curves, ["full", "less"], "full", tmp_path, "K")
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
 
 
 def test_a_reference_must_be_among_the_labels(

@@ -69,6 +69,17 @@ def samples(num_classes: int = 4, width: int = 8) -> dict[str, Any]:
     return {"text": (cloud, category), "video": (cloud + 0.5, category)}
 
 
+def curve_rows() -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"line": line, "value": value, "seed": seed, "r1": value + seed, "learnt_r1": 50.0, "bwf": 1.0}
+            for line in ("one", "two")
+            for value in (20, 2, 5)
+            for seed in (0, 2)
+        ]
+    )
+
+
 def every_figure() -> dict[str, Figure]:
     sample = samples()
     prototypes = dict(enumerate(np.eye(8)[:4]))
@@ -106,6 +117,7 @@ def every_figure() -> dict[str, Figure]:
         "frame": figures.frame(pd.DataFrame(frame)),
         "published": figures.against_published(pd.DataFrame(published)),
         "methods": figures.recall_against_bwf(method_runs()),
+        "curve": figures.against_parameter(curve_rows(), "K"),
         "revisions": figures.compare_recall(curves({"main": recall_rows(5), "other": recall_rows(4)})),
     }
 
@@ -281,6 +293,24 @@ def test_recall_against_bwf_has_a_mean_and_a_spread_per_method(drawn: dict[str, 
     sideways, upwards = (bar.get_segments()[0] for bar in one[2])
     assert sideways[1][0] - sideways[0][0] == pytest.approx(2 * np.sqrt(2))  # two sample deviations
     assert upwards[1][1] - upwards[0][1] == pytest.approx(2 * np.sqrt(2))
+
+
+def test_a_curve_has_a_mean_and_a_spread_at_every_value(drawn: dict[str, Figure]) -> None:
+    left, learnt, forgetting = panels(drawn["curve"])
+    one, two = left.containers
+    assert [one.get_label(), two.get_label()] == ["one", "two"]
+    assert (list(one[0].get_xdata()), list(one[0].get_ydata())) == ([2, 5, 20], [3, 6, 21])
+    low, high = one[2][0].get_segments()[0][:, 1]
+    assert high - low == pytest.approx(2 * np.sqrt(2))  # two sample deviations
+    assert [tick.get_text() for tick in learnt.get_xticklabels()] == ["2", "5", "20"]
+    assert left.get_xscale() == "log"
+    assert forgetting.get_xlabel() == "K"
+
+
+def test_a_curve_over_near_values_or_zero_is_on_a_linear_axis() -> None:
+    runs = pd.DataFrame({"line": "one", "value": [0, 2, 16], "seed": 0, "r1": 1.0, "learnt_r1": 1.0, "bwf": 0.0})
+    assert panels(figures.against_parameter(runs, "loss.etf_weight"))[0].get_xscale() == "linear"
+    assert panels(figures.against_parameter(runs[1:].assign(value=[2, 3]), "K"))[0].get_xscale() == "linear"
 
 
 def test_revisions_of_different_length_share_one_axis(drawn: dict[str, Figure]) -> None:

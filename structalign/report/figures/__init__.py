@@ -1,6 +1,6 @@
 """Figures of one run and of several: every function takes tables or arrays and returns a matplotlib `Figure`."""
 
-from structalign.report.figures.compare import compare_recall, recall_against_bwf
+from structalign.report.figures.compare import against_parameter, compare_recall, recall_against_bwf
 from structalign.report.figures.features import feature_map, gram
 from structalign.report.figures.run import (
     LINES,
@@ -18,6 +18,7 @@ from structalign.report.figures.style import footnote, save
 __all__ = [
     "LINES",
     "accuracy_matrix",
+    "against_parameter",
     "against_published",
     "collapse",
     "compare_recall",

@@ -13,7 +13,10 @@ from matplotlib.figure import Figure
 from structalign.evaluation.metric_table import METRICS
 from structalign.report.figures.style import GREY, legend_beside, line_style, new_figure, styled, task_axis
 
-_R1, _BWF = (next(metric for metric in METRICS if metric.key == key) for key in ("r1", "bwf"))
+_R1, _BWF, _LEARNT = (next(metric for metric in METRICS if metric.key == key) for key in ("r1", "bwf", "learnt_r1"))
+
+_LOG_FROM = 8
+"""Values that span this factor get a logarithmic axis."""
 
 
 @styled
@@ -96,4 +99,40 @@ def compare_recall(curves: pd.DataFrame) -> Figure:
     panels[1].axhline(0, color=GREY, linewidth=1)
     legend_beside(panels[-1], "run")
     figure.suptitle("Recall and forgetting by task")
+    return figure
+
+
+@styled
+def against_parameter(runs: pd.DataFrame, key: str) -> Figure:
+    """Draw recall, recall when learnt and forgetting against a parameter.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        A row a run: line (its name in the legend), value (of the parameter, a number), seed, r1, learnt_r1 (percent),
+        bwf (points).
+    key : str
+        The parameter, such as ``loss.etf_weight``.
+
+    Returns
+    -------
+    Figure
+        Lines are means over seeds, bars one standard deviation.
+    """
+    figure, panels = new_figure(1, 3, width=12.5, height=3.8)
+    values = np.unique(runs["value"].astype(float))
+    logarithmic = values.min() > 0 and values.max() >= _LOG_FROM * values.min()
+    for axes, metric in zip(panels, (_R1, _LEARNT, _BWF), strict=True):
+        for index, (line, group) in enumerate(runs.groupby("line", sort=False)):
+            points = group.astype({"value": float}).groupby("value")[metric.key].agg(["mean", "std"])
+            spread = points["std"].fillna(0)  # of one seed
+            axes.errorbar(points.index, points["mean"], yerr=spread, capsize=3, label=line, **line_style(index))
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.set_xticks([], minor=True)
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.set(xlabel=key, ylabel=metric.axis)
+    panels[-1].axhline(0, color=GREY, linewidth=1)
+    legend_beside(panels[-1])
+    figure.suptitle(f"Recall and forgetting against {key}")
     return figure
