@@ -209,7 +209,8 @@ def points_of(runs: list[Run], key: str) -> dict[str, Point]:
     UserError
         If there is no such parameter, its value is not a number, or two runs of a seed stand at the same place.
     """
-    points, places = {}, {}
+    points: dict[str, Point] = {}
+    places: dict[tuple[int, Point], str] = {}
     for run, parameters in zip(runs, composed(runs).values(), strict=True):
         value = value_of(parameters, key)
         if isinstance(value, bool) or not isinstance(value, int | float):
