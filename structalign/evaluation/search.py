@@ -73,28 +73,27 @@ class SearchIndex:
         """Rank all videos of tasks 1..after for a query; return the best `top`, or all that the index returns."""
         if not query.strip():
             raise UserError("the query is empty; say what the video should show")
-        scores, words = self.ranker.search(query)  # [V], and [l,D] for each gallery
+        scores, places, words = self.ranker.search(query)  # [F], [F], and [l,D] for each gallery
         if scores.isnan().any():
             raise UserError(
                 "scores: NaN for this query: the model's weights or features are broken; train again at a lower "
                 "train.lr_first, lr_later or lr_clip"
             )
-        found = int((~scores.isneginf()).sum())  # an index need not return all videos
-        best = highest(scores, min(top, found))
-        stored = [self._stored(place) for place in best]
+        best = highest(scores, min(top, len(scores)))
+        stored = [self._stored(place) for place in places[best].tolist()]
         pieces = self.learner.retriever.word_pieces(query)
         read = {gallery.task: tokens for gallery, tokens in zip(self.galleries, words, strict=True)}
         return [
             Hit(
                 rank=rank,
                 clip=gallery.clips[position],
-                score=float(scores[place]),
+                score=score,
                 category=self.categories[gallery.category[position]],
                 task=gallery.task,
                 caption=gallery.caption(position),
                 matches=best_frames(pieces, read[gallery.task], gallery.frames[position]),
             )
-            for rank, (place, (gallery, position)) in enumerate(zip(best, stored, strict=True), 1)
+            for rank, (score, (gallery, position)) in enumerate(zip(scores[best].tolist(), stored, strict=True), 1)
         ]
 
     def _stored(self, place: int) -> tuple[TaskGallery, int]:

@@ -58,8 +58,12 @@ class GlobalIndex(Protocol):
     exact: bool
     """Whether every video gets its score."""
 
-    def scores(self, text: Tensor, count: int) -> Tensor:
-        """Cosines (q, V) of texts (q, D) of unit length; all but the best `count` may be -inf."""
+    def best(self, text: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Cosines of texts (q, D) of unit length with at least the best `count` videos, and these videos' positions.
+
+        Both are (q, F); positions are (1, F) if they are the same for all texts. They ascend. Where an index finds
+        too few, they are -1 and the cosines -inf.
+        """
 
 
 class FlatIndex:
@@ -82,9 +86,9 @@ class FlatIndex:
             start, end = end, end + len(part)
             self.videos[start:end] = global_features(part)
 
-    def scores(self, text: Tensor, count: int) -> Tensor:
-        """Cosines (q, V) of texts (q, D) with all videos, whatever `count`."""
-        return text @ self.videos.T
+    def best(self, text: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Cosines (q, V) of texts (q, D) with all videos, whatever `count`, and their positions (1, V)."""
+        return text @ self.videos.T, torch.arange(len(self.videos), device=text.device)[None]
 
 
 class FaissIndex:
@@ -145,13 +149,12 @@ class FaissIndex:
         """Write the index to a file."""
         _faiss().write_index(self.index, str(path))
 
-    def scores(self, text: Tensor, count: int) -> Tensor:
-        """Cosines (q, V) of texts (q, D) with up to `count` of the best videos of each; -inf elsewhere."""
-        cosine, places = self.index.search(_finite(text, "query"), min(count, self.size))
-        # If faiss finds too few, it fills up with position -1, which goes to an extra column that is cut off.
-        result = torch.full((len(text), self.size + 1), -math.inf)
-        result.scatter_(1, torch.from_numpy(places) % (self.size + 1), torch.from_numpy(cosine))
-        return result[:, :-1].to(text.device)
+    def best(self, text: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Cosines of texts (q, D) with up to `count` of the best videos of each, and their positions."""
+        found = self.index.search(_finite(text, "query"), min(count, self.size))
+        cosine, places = (torch.from_numpy(part).to(text.device) for part in found)
+        places, order = places.sort(dim=1)
+        return cosine.gather(1, order).masked_fill(places < 0, -math.inf), places
 
 
 def _finite(features: Tensor, what: str) -> Any:

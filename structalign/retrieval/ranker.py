@@ -121,13 +121,15 @@ class Ranker:
             result[rows] = block.fused
         return result
 
-    def search(self, query: str) -> tuple[Tensor, list[Tensor]]:
-        """Score all videos for one query, which is encoded once a task.
+    def search(self, query: str) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Score all videos for one query, which is encoded once a task; of many, only those that the index returns.
 
         Returns
         -------
-        scores : Tensor, shape (V,)
-            As in `scores`.
+        scores : Tensor, shape (F,)
+            As in `scores`, without those that are -inf.
+        places : Tensor of int64, shape (F,)
+            Their columns in `scores`, ascending.
         words : list of Tensor, shape (l, D)
             Features of the query's words as each gallery's task reads them, on the CPU.
         """
@@ -135,8 +137,12 @@ class Ranker:
             self.retriever.eval()
         with torch.inference_mode():
             texts = list(self._encode(self.retriever.tokenize([query])))
-            fused = self._score_block(texts, 1).fused[0].cpu()
-            return fused, [part.words[0][part.mask[0]].cpu() for part in texts]
+            words = [part.words[0][part.mask[0]].cpu() for part in texts]
+            if not self.two_stages:
+                return self._in_full(texts, 1).fused[0].cpu(), torch.arange(self.size), words
+            fused, _, places = self._in_two_stages(texts)
+            found = places[0] >= 0
+            return fused[0][found].cpu(), places[0][found].cpu(), words
 
     def scores_both_ways(self, queries: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Scores (Q, V) that rank videos for a query (those of `scores`), and others that rank queries for a video.
@@ -188,7 +194,18 @@ class Ranker:
 
     def _score_block(self, texts: Iterable[_Texts], count: int) -> _Block:
         """Score all videos for `count` queries, encoded for each gallery."""
-        return self._in_two_stages(list(texts)) if self.two_stages else self._in_full(texts, count)
+        if not self.two_stages:
+            return self._in_full(texts, count)
+        fused, cosine, places = self._in_two_stages(list(texts))
+        return _Block(self._all_videos(fused, places), None, self._all_videos(cosine, places))
+
+    def _all_videos(self, scores: Tensor, places: Tensor) -> Tensor:
+        """Put scores (q, F) of what was found into a row of all videos (q, V), the others at -inf."""
+        if self.indexes[0].exact:
+            return scores
+        result = scores.new_full((len(scores), self.size + 1), -torch.inf)
+        # Place -1, where too few were found, is an extra column that is cut off.
+        return result.scatter_(1, places % (self.size + 1), scores)[:, :-1]
 
     def _in_full(self, encoded: Iterable[_Texts], queries: int) -> _Block:
         """Score every video by its words and frames, and as a whole."""
@@ -198,7 +215,7 @@ class Ranker:
         for gallery, index, texts in zip(self.galleries, self.indexes, encoded, strict=True):
             count = len(gallery.clips)
             columns = slice(start, start + count)
-            global_[:, columns] = index.scores(texts.global_, count)
+            global_[:, columns], _ = index.best(texts.global_, count)
             if self.similarity.alpha > 0:
                 chunks = frame_chunks(gallery.frames, self.device)
                 word_frame[:, columns] = torch.cat([self._word_frame(videos, texts) for videos in chunks], dim=1)
@@ -206,21 +223,33 @@ class Ranker:
         fused = fuse(word_frame, global_, self.similarity.alpha)
         return _Block(fused, word_frame if self.similarity.alpha > 0 else None, global_)
 
-    def _in_two_stages(self, texts: list[_Texts]) -> _Block:
-        """Fused scores for each query's candidates, and those of all other videos below."""
-        pairs = zip(self.indexes, texts, strict=True)
-        cosine = torch.cat([index.scores(part.global_, self.candidates) for index, part in pairs], dim=1)  # [q,V]
-        best = cosine.topk(self.candidates, dim=1).indices  # [q,M]
+    def _in_two_stages(self, texts: list[_Texts]) -> tuple[Tensor, Tensor, Tensor]:
+        """Fused scores, global cosines and places of the videos that the index returns for each query, each (q, F).
+
+        Of these, each query's candidates come first; places ascend, and -1 stands where too few were found.
+        """
+        cosine, places = self._first_stage(texts)
+        best = cosine.topk(self.candidates, dim=1).indices.sort(dim=1).values  # [q,M], in the order of the galleries
         sample = self._score(self.sample, texts)  # [q,S], [q,S]
         rows = []
         for number, row in enumerate(cosine):
-            places = best[number][~row[best[number]].isneginf()].sort().values  # [m], as the galleries store them
-            candidates = self._read(places.cpu())
+            columns = best[number][~row[best[number]].isneginf()]  # [m]
+            candidates = self._read(places[number][columns].cpu())
             word_frame, global_ = self._score(candidates, [part.one(number) for part in texts])  # [1,m], [1,m]
             over = sample[0][number], row if self.indexes[0].exact else sample[1][number]
             fused = fuse(word_frame, global_, self.similarity.alpha, over)[0]
-            rows.append(_merge(standardise(row, over[1]), places, fused))
-        return _Block(torch.stack(rows), None, cosine)
+            rows.append(_merge(standardise(row, over[1]), columns, fused))
+        return torch.stack(rows), cosine, places
+
+    def _first_stage(self, texts: list[_Texts]) -> tuple[Tensor, Tensor]:
+        """Global cosines of the best videos of each gallery, and their places among all videos, each (q, F)."""
+        cosines, places, start = [], [], 0
+        for gallery, index, part in zip(self.galleries, self.indexes, texts, strict=True):
+            cosine, position = index.best(part.global_, self.candidates)
+            cosines.append(cosine)
+            places.append(torch.where(position < 0, position, position + start))
+            start += len(gallery.clips)
+        return torch.cat(cosines, dim=1), torch.cat(places, dim=1).expand(len(cosines[0]), -1)
 
     def _read(self, places: Tensor) -> Iterator[Iterator[Tensor]]:
         """Yield, for each gallery, chunks (v, N, D) of its own videos among those at `places` (m,), which ascend."""
@@ -241,9 +270,9 @@ class Ranker:
         return torch.cat(word_frame, dim=1), torch.cat(global_, dim=1)
 
 
-def _merge(cosine: Tensor, places: Tensor, fused: Tensor) -> Tensor:
-    """Scores (V,) of one query: `fused` (m,) at the candidates' `places`, and below them the others' cosines (V,)."""
-    others = cosine.index_fill(0, places, -torch.inf)
+def _merge(cosine: Tensor, columns: Tensor, fused: Tensor) -> Tensor:
+    """Scores (F,) of one query: `fused` (m,) in the candidates' columns, and below them the others' cosines (F,)."""
+    others = cosine.index_fill(0, columns, -torch.inf)
     highest = others.amax().nan_to_num(neginf=0.0)  # 0 if the index returned no others
     lowest = torch.cat([fused, fused.new_zeros(1)]).amin()
-    return (others - highest + lowest - 1).index_copy(0, places, fused)
+    return (others - highest + lowest - 1).index_copy(0, columns, fused)

@@ -374,12 +374,14 @@ def test_search_returns_the_best_videos_that_were_found(rerank: int | None, kind
     assert kind == "faiss" or len(found) == hits
 
 
-@pytest.mark.parametrize("rerank", [None, 3])
-def test_a_single_query_scores_as_one_of_many(rerank: int | None) -> None:
+@pytest.mark.parametrize(("rerank", "kind"), [(None, "flat"), (3, "flat"), (3, "faiss")])
+def test_a_single_query_scores_as_one_of_many(rerank: int | None, kind: str) -> None:
     retriever, galleries = stored()
-    ranker = Ranker(retriever, galleries, similarity(), evaluation(rerank))  # type: ignore[arg-type]
-    scores, words = ranker.search("7")
-    torch.testing.assert_close(scores, ranker.scores([str(number) for number in range(20)])[7], rtol=0, atol=1e-6)
+    ranker = Ranker(retriever, galleries, similarity(), evaluation(rerank, kind))  # type: ignore[arg-type]
+    scores, places, words = ranker.search("7")
+    of_many = ranker.scores([str(number) for number in range(20)])[7]
+    assert torch.equal(places, (~of_many.isneginf()).nonzero().flatten())
+    torch.testing.assert_close(scores, of_many[places], rtol=0, atol=1e-6)
     assert torch.equal(torch.stack(words), retriever.words[:, 7])
     before = retriever.encoded
     ranker.search("7")
