@@ -11,8 +11,9 @@
 A study is a file in conf/study/: a label and its overrides per line. Each run is an experiment of DVC's, made in a
 clone of its own, on one CPU thread (`-S threads=8` for more). What the project has does not run again; what failed is
 named, and runs again at the next call. With --quick a run is one process in place of a dozen, and its numbers go to
-.cache/quick in place of an experiment. Results come as runs.csv, table.md, figure.png and by_task.png in
-plots/compare; with --against also curve.png, recall against a parameter with a line for each method and variant.
+.cache/quick in place of an experiment. Results come as runs.csv, table.md, figure.png, by_task.png and
+differences.png in plots/compare; with --against also curve.png, recall against a parameter with a line for each
+method and variant.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def collect(
 def write(
     runs: pd.DataFrame, curves: pd.DataFrame, labels: list[str], reference: str, folder: Path, against: str = ""
 ) -> None:
-    """Write runs.csv, table.md, figure.png (recall against forgetting), by_task.png and perhaps curve.png.
+    """Write runs.csv, table.md, figure.png (recall against forgetting), by_task.png, differences.png and curve.png.
+
+    The last two only if there is something to pair, or to draw recall against.
 
     Parameters
     ----------
@@ -104,12 +107,16 @@ def write(
         ("figure.png", figures.recall_against_bwf(points), f"{len(runs)} runs over {seeds}"),
         ("by_task.png", figures.compare_recall(curves), f"means over {seeds}; bands are one standard deviation"),
     ]
+    if reference in set(runs.label) and runs.label.nunique() > 1:
+        figure = figures.differences(runs, labels, reference)
+        drawn.append(("differences.png", figure, f"paired over {seeds}; bars are 95% intervals, dots are seeds"))
     if against:
         figure = figures.against_parameter(runs, against)
         drawn.append(("curve.png", figure, f"means over {seeds}; bars are one standard deviation"))
     for name, figure, caption in drawn:
         figures.footnote(figure, caption, warnings)
         figures.save(figure, folder / name)
+    log.info(f"written: {folder}/{', '.join(['runs.csv', 'table.md', *(name for name, *_ in drawn)])}")
 
 
 def main() -> None:
@@ -165,7 +172,6 @@ def compare(args: argparse.Namespace) -> None:
         folder = args.output or Path("plots/compare") / output_name(args.study, common)
         write(table, curves, list(labels), reference, folder, args.against)
         print((folder / "table.md").read_text(encoding="utf-8"))
-        log.info(f"written: {folder}/runs.csv, table.md, figure.png, by_task.png{', curve.png' * bool(args.against)}")
     if errors:
         raise UserError(f"{len(errors)} of {len(runs)} runs are missing; the same command runs them again")
 

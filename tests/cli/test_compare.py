@@ -86,13 +86,14 @@ def test_below_the_table_stands_how_small_p_can_be(runs: pd.DataFrame) -> None:
 
 
 def test_a_warning_names_the_runs_that_it_concerns(runs: pd.DataFrame, curves: pd.DataFrame, tmp_path: Path) -> None:
+    runs["learnt_r1"] = 50.0
     assert named_warnings(runs) == []
     runs.loc[runs.label == "less", "warning"] = WARNING
     assert named_warnings(runs) == [f"less: {WARNING}"]
     write(runs, curves, ["full", "less"], "full", tmp_path)
     assert (tmp_path / "table.md").read_text().endswith(f"\n\nless: {WARNING}.\n")
     assert pd.read_csv(tmp_path / "runs.csv").r1.tolist() == runs.r1.tolist()
-    for name in ("figure.png", "by_task.png"):
+    for name in ("figure.png", "by_task.png", "differences.png"):
         assert (tmp_path / name).stat().st_size > 10_000
 
 

@@ -69,6 +69,18 @@ def samples(num_classes: int = 4, width: int = 8) -> dict[str, Any]:
     return {"text": (cloud, category), "video": (cloud + 0.5, category)}
 
 
+def paired_rows() -> pd.DataFrame:
+    """Two labels over three seeds, the second two points worse but for noise; the third with one seed."""
+    noise = {"full": [0.0, 5.0, 9.0], "less": [-2.0, 4.0, 6.0], "once": [1.0]}
+    return pd.DataFrame(
+        [
+            {"label": label, "seed": seed, "r1": 20 + r1, "learnt_r1": 50.0, "bwf": 1.0}
+            for label, values in noise.items()
+            for seed, r1 in enumerate(values)
+        ]
+    )
+
+
 def curve_rows() -> pd.DataFrame:
     return pd.DataFrame(
         [
@@ -117,6 +129,7 @@ def every_figure() -> dict[str, Figure]:
         "frame": figures.frame(pd.DataFrame(frame)),
         "published": figures.against_published(pd.DataFrame(published)),
         "methods": figures.recall_against_bwf(method_runs()),
+        "differences": figures.differences(paired_rows(), ["full", "absent", "less", "once"], "full"),
         "curve": figures.against_parameter(curve_rows(), "K"),
         "revisions": figures.compare_recall(curves({"main": recall_rows(5), "other": recall_rows(4)})),
     }
@@ -293,6 +306,21 @@ def test_recall_against_bwf_has_a_mean_and_a_spread_per_method(drawn: dict[str, 
     sideways, upwards = (bar.get_segments()[0] for bar in one[2])
     assert sideways[1][0] - sideways[0][0] == pytest.approx(2 * np.sqrt(2))  # two sample deviations
     assert upwards[1][1] - upwards[0][1] == pytest.approx(2 * np.sqrt(2))
+
+
+def test_differences_are_paired_by_seed_and_stand_in_the_order_of_the_labels(drawn: dict[str, Figure]) -> None:
+    recall, _, forgetting = panels(drawn["differences"])
+    assert [tick.get_text() for tick in recall.get_yticklabels()] == ["less", "once"]
+    assert recall.yaxis_inverted()
+    less, once = recall.containers
+    assert (less[0].get_xdata()[0], once[0].get_xdata()[0]) == (-2.0, 1.0)
+    low, high = less[2][0].get_segments()[0][:, 0]
+    assert (high - low) / 2 == pytest.approx(4.3027 / 3**0.5, abs=1e-3)  # t of 2 degrees, deviation 1
+    assert np.ptp(once[2][0].get_segments()[0][:, 0]) == 0
+    assert [sorted(dots.get_offsets()[:, 0]) for dots in recall.collections if len(dots.get_offsets()) == 3] == [
+        [-3.0, -2.0, -1.0]
+    ]
+    assert forgetting.get_xlabel() == "BWF (points)\n↓ lower is better"
 
 
 def test_a_curve_has_a_mean_and_a_spread_at_every_value(drawn: dict[str, Figure]) -> None:

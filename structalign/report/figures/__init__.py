@@ -1,6 +1,6 @@
 """Figures of one run and of several: every function takes tables or arrays and returns a matplotlib `Figure`."""
 
-from structalign.report.figures.compare import against_parameter, compare_recall, recall_against_bwf
+from structalign.report.figures.compare import against_parameter, compare_recall, differences, recall_against_bwf
 from structalign.report.figures.features import feature_map, gram
 from structalign.report.figures.run import (
     LINES,
@@ -22,6 +22,7 @@ __all__ = [
     "against_published",
     "collapse",
     "compare_recall",
+    "differences",
     "drift",
     "feature_map",
     "footnote",

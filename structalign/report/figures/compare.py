@@ -11,7 +11,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from structalign.evaluation.metric_table import METRICS
-from structalign.report.figures.style import GREY, legend_beside, line_style, new_figure, styled, task_axis
+from structalign.report.compare import paired_difference
+from structalign.report.figures.style import GREY, PALETTE, legend_beside, line_style, new_figure, styled, task_axis
 
 _R1, _BWF, _LEARNT = (next(metric for metric in METRICS if metric.key == key) for key in ("r1", "bwf", "learnt_r1"))
 
@@ -56,6 +57,48 @@ def recall_against_bwf(runs: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Figu
     axes.margins(0.1)
     legend_beside(axes, "method (seeds)")
     figure.suptitle("Recall against forgetting, after the last task")
+    return figure
+
+
+@styled
+def differences(runs: pd.DataFrame, labels: Sequence[str], reference: str) -> Figure:
+    """Draw how far each label is from the reference, paired by seed.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        A row a run: label, seed, r1, learnt_r1 (percent), bwf (points).
+    labels : sequence of str
+        From top to bottom; those without a seed in common with the reference are left out.
+    reference : str
+        One of them, with runs.
+
+    Returns
+    -------
+    Figure
+        Large markers are mean differences, bars their 95% intervals, small dots the single seeds.
+    """
+    by_label = {label: group.set_index("seed") for label, group in runs.groupby("label")}
+    base = by_label[reference]
+    shown = [
+        label
+        for label in labels
+        if label in by_label and label != reference and len(by_label[label].index.intersection(base.index))
+    ]
+    figure, panels = new_figure(1, 3, width=12.5, height=1.6 + 0.32 * len(shown), sharey=True)
+    for axes, metric in zip(panels, (_R1, _LEARNT, _BWF), strict=True):
+        for row, label in enumerate(shown):
+            values, reference_values = by_label[label][metric.key], base[metric.key]
+            pair = paired_difference(values, reference_values)
+            dots = (values - reference_values).dropna()
+            axes.scatter(dots, np.full(len(dots), row + 0.22), color=GREY, s=10, alpha=0.6, linewidths=0)
+            reach = np.nan_to_num([[pair.mean - pair.low], [pair.high - pair.mean]])  # of one seed
+            axes.errorbar(pair.mean, row, xerr=reach, fmt="o", color=PALETTE[0], capsize=3)
+        axes.axvline(0, color=GREY, linewidth=1, zorder=1)
+        axes.set_xlabel(f"{metric.label} (points)\n{metric.direction}")
+    panels[0].set_yticks(range(len(shown)), shown)
+    panels[0].invert_yaxis()
+    figure.suptitle(f"Difference from {reference}")
     return figure
 
 
