@@ -323,6 +323,11 @@ def test_differences_are_paired_by_seed_and_stand_in_the_order_of_the_labels(dra
     assert forgetting.get_xlabel() == "BWF (points)\n↓ lower is better"
 
 
+def test_what_older_runs_did_not_measure_has_no_panel() -> None:
+    assert len(panels(figures.differences(paired_rows().drop(columns="learnt_r1"), ["full", "less"], "full"))) == 2
+    assert len(panels(figures.against_parameter(curve_rows().drop(columns="learnt_r1"), "K"))) == 2
+
+
 def test_a_curve_has_a_mean_and_a_spread_at_every_value(drawn: dict[str, Figure]) -> None:
     left, learnt, forgetting = panels(drawn["curve"])
     one, two = left.containers

@@ -10,7 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from structalign.evaluation.metric_table import METRICS
+from structalign.evaluation.metric_table import METRICS, Metric
 from structalign.report.compare import paired_difference
 from structalign.report.figures.style import GREY, PALETTE, legend_beside, line_style, new_figure, styled, task_axis
 
@@ -18,6 +18,11 @@ _R1, _BWF, _LEARNT = (next(metric for metric in METRICS if metric.key == key) fo
 
 _LOG_FROM = 8
 """Values that span this factor get a logarithmic axis."""
+
+
+def _measured(runs: pd.DataFrame) -> list[Metric]:
+    """Of recall, recall when learnt and forgetting, what these runs have; a run of an older commit may lack one."""
+    return [metric for metric in (_R1, _LEARNT, _BWF) if metric.key in runs]
 
 
 @styled
@@ -67,7 +72,7 @@ def differences(runs: pd.DataFrame, labels: Sequence[str], reference: str) -> Fi
     Parameters
     ----------
     runs : DataFrame
-        A row a run: label, seed, r1, learnt_r1 (percent), bwf (points).
+        A row a run: label, seed, and of r1, learnt_r1 (percent) and bwf (points) what is to be drawn.
     labels : sequence of str
         From top to bottom; those without a seed in common with the reference are left out.
     reference : str
@@ -85,8 +90,9 @@ def differences(runs: pd.DataFrame, labels: Sequence[str], reference: str) -> Fi
         for label in labels
         if label in by_label and label != reference and len(by_label[label].index.intersection(base.index))
     ]
-    figure, panels = new_figure(1, 3, width=12.5, height=1.6 + 0.32 * len(shown), sharey=True)
-    for axes, metric in zip(panels, (_R1, _LEARNT, _BWF), strict=True):
+    metrics = _measured(runs)
+    figure, panels = new_figure(1, len(metrics), width=12.5, height=1.6 + 0.32 * len(shown), sharey=True)
+    for axes, metric in zip(panels, metrics, strict=True):
         for row, label in enumerate(shown):
             values, reference_values = by_label[label][metric.key], base[metric.key]
             pair = paired_difference(values, reference_values)
@@ -152,8 +158,8 @@ def against_parameter(runs: pd.DataFrame, key: str) -> Figure:
     Parameters
     ----------
     runs : DataFrame
-        A row a run: line (its name in the legend), value (of the parameter, a number), seed, r1, learnt_r1 (percent),
-        bwf (points).
+        A row a run: line (its name in the legend), value (of the parameter, a number), seed, and of r1, learnt_r1
+        (percent) and bwf (points) what is to be drawn.
     key : str
         The parameter, such as ``loss.etf_weight``.
 
@@ -162,10 +168,11 @@ def against_parameter(runs: pd.DataFrame, key: str) -> Figure:
     Figure
         Lines are means over seeds, bars one standard deviation.
     """
-    figure, panels = new_figure(1, 3, width=12.5, height=3.8)
+    metrics = _measured(runs)
+    figure, panels = new_figure(1, len(metrics), width=12.5, height=3.8)
     values = np.unique(runs["value"].astype(float))
     logarithmic = values.min() > 0 and values.max() >= _LOG_FROM * values.min()
-    for axes, metric in zip(panels, (_R1, _LEARNT, _BWF), strict=True):
+    for axes, metric in zip(panels, metrics, strict=True):
         for index, (line, group) in enumerate(runs.groupby("line", sort=False)):
             points = group.astype({"value": float}).groupby("value")[metric.key].agg(["mean", "std"])
             spread = points["std"].fillna(0)  # of one seed
@@ -175,7 +182,8 @@ def against_parameter(runs: pd.DataFrame, key: str) -> Figure:
             axes.set_xticks([], minor=True)
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.set(xlabel=key, ylabel=metric.axis)
-    panels[-1].axhline(0, color=GREY, linewidth=1)
+        if metric is _BWF:
+            axes.axhline(0, color=GREY, linewidth=1)
     legend_beside(panels[-1])
     figure.suptitle(f"Recall and forgetting against {key}")
     return figure
