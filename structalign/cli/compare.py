@@ -102,7 +102,8 @@ def write(
     atomic_write_text(folder / "table.md", "\n\n".join([table, *notes(runs)]) + "\n")
     warnings = "; ".join(named_warnings(runs))
     points = runs.rename(columns={"label": "method", "method": "_method"}).to_dict("records")
-    seeds = f"{runs.seed.nunique()} seeds"
+    count = runs.seed.nunique()
+    seeds = f"{count} seed{'s' * (count > 1)}"
     drawn = [
         ("figure.png", figures.recall_against_bwf(points), f"{len(runs)} runs over {seeds}"),
         ("by_task.png", figures.compare_recall(curves), f"means over {seeds}; bands are one standard deviation"),
