@@ -226,7 +226,8 @@ class Ranker:
     def _in_two_stages(self, texts: list[_Texts]) -> tuple[Tensor, Tensor, Tensor]:
         """Fused scores, global cosines and places of the videos that the index returns for each query, each (q, F).
 
-        Of these, each query's candidates come first; places ascend, and -1 stands where too few were found.
+        Columns are in the order of the places, of which -1 stands where too few were found. Candidates have the
+        highest scores.
         """
         cosine, places = self._first_stage(texts)
         best = cosine.topk(self.candidates, dim=1).indices.sort(dim=1).values  # [q,M], in the order of the galleries
