@@ -1,14 +1,15 @@
 """Search hyper-parameters with Optuna, the same number of trials for every method.
 
-    structalign tune --trials 20 --jobs 2                              what conf/tune/methods.yaml searches
-    structalign tune --data msrvtt --executor slurm --partition gpu --gpus 1
-    structalign tune --labels structalign,lwf --trials 50
+    structalign tune --labels structalign,lwf --trials 50 --jobs 2
+    structalign tune --quick --trials 16 --seeds 100 --jobs 2 -S train.epochs=6         as conf/tuned/ was made
+    structalign tune --data msrvtt -S split.validation=20 --executor slurm --partition gpu --gpus 1 --jobs 8
 
 A trial runs a label with every tuning seed, each run as an experiment of DVC's in a clone of its own. Its value is
 the mean of --objective: recall on validation videos, never on the test set. Use other seeds for results. The first
 trial has the values that the label has untuned. Trials that were killed are made again. Called again, it goes on,
 also with more trials, or beside another call elsewhere.
-The best values become conf/tuned/LABEL.yaml, which `-S tuned=LABEL` adds to a run.
+The best values become conf/tuned/LABEL.yaml, with --data and --K conf/tuned/LABEL-DATA-K.yaml, in place of what is
+there; `-S tuned=LABEL` adds them to a run. conf/tune/methods.yaml says what is searched.
 
 With --quick a trial is one process that learns all tasks and measures R@1 on validation videos alone, and the worse
 half of the trials is stopped after the second task, and again after the fourth (successive halving): for runs of
@@ -133,7 +134,7 @@ def report(tuning: Tuning, trials: int) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         table: pd.DataFrame = study.trials_dataframe(attrs=("number", "value", "params", "state", "duration"))
         atomic_write_text(folder / f"{tuning.name}.csv", table.to_csv(index=False, lineterminator="\n"))
-        path = TUNED / f"{tuning.label}.yaml"
+        path = TUNED / f"{tuning.result}.yaml"
         atomic_write_text(
             path, tuned_config(study.best_params, provenance(tuning, study.best_value, done, len(complete)))
         )

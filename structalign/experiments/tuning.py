@@ -29,14 +29,43 @@ from submitit.helpers import DelayedSubmission
 
 from structalign.experiments.results import Experiments
 from structalign.experiments.run import STARTED, Experiment, Job, Place, note
-from structalign.experiments.study import SHARED_STAGES, Run, composed, make_run, read_yaml, value_of
+from structalign.experiments.study import SHARED_STAGES, Run, composed, make_run, read_yaml, value_of, words_of
 from structalign.paths import TRIAL
 from structalign.util.errors import UserError
 
 SPACES = Path("conf/tune")
 
+VALIDATION = "val_"
+"""How objectives begin that are measured on validation videos."""
+
 NO_OBJECTIVE = "no objective"
 """How the error begins after which no further trial makes sense."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """A range around the value that a label has untuned, so that one file serves data sets whose rates differ.
+
+    Attributes
+    ----------
+    low, high : float
+        Factors; the range is searched on a logarithmic scale.
+    """
+
+    low: float
+    high: float
+
+    def around(self, value: Any, key: str) -> FloatDistribution:
+        """Take the range around a value.
+
+        Raises
+        ------
+        UserError
+            If the value is not a number above 0.
+        """
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise UserError(f"{key} = {value!r}: `times` needs a number above 0 to multiply; give low and high")
+        return FloatDistribution(self.low * value, self.high * value, log=True)
 
 
 @dataclass(frozen=True)
@@ -51,13 +80,13 @@ class SearchSpace:
     labels : dict of str to list of str
         What is tuned: labels with their overrides.
     spaces : dict of str to dict
-        By label, the keys that are searched with their distributions.
+        By label, the keys that are searched with their distributions, or factors of their untuned values.
     """
 
     name: str
     overrides: tuple[str, ...]
     labels: dict[str, list[str]]
-    spaces: dict[str, dict[str, BaseDistribution]]
+    spaces: dict[str, dict[str, BaseDistribution | Times]]
 
 
 def read_space(name: str) -> SearchSpace:
@@ -74,7 +103,7 @@ def read_space(name: str) -> SearchSpace:
     if unknown := set(content) - {"overrides", "search", "labels"}:
         raise UserError(f"{path}: {', '.join(sorted(unknown))}: unknown; there are overrides, search, labels")
     labels: dict[str, list[str]] = {}
-    spaces: dict[str, dict[str, BaseDistribution]] = {}
+    spaces: dict[str, dict[str, BaseDistribution | Times]] = {}
     for label, entry in content["labels"].items():
         entry = entry or {}
         if not isinstance(entry, dict) or (unknown := set(entry) - {"overrides", "search"}):
@@ -87,16 +116,21 @@ def read_space(name: str) -> SearchSpace:
     return SearchSpace(name, tuple(content.get("overrides") or ()), labels, spaces)
 
 
-def _distribution(value: Any, place: str) -> BaseDistribution:
-    """Read `[a, b, c]`, or `{low: 1.0e-4, high: 1.0e-2, log: true}`, of whole numbers if both ends are."""
+def _distribution(value: Any, place: str) -> BaseDistribution | Times:
+    """Read `[a, b, c]`, `{times: [0.1, 10]}`, or `{low: 1, high: 9, log: true}`, of whole numbers if both are."""
     try:
         if isinstance(value, list):
             return CategoricalDistribution(value)
+        if set(value) == {"times"}:
+            low, high = value["times"]
+            if not 0 < low < high:
+                raise ValueError(f"times = [{low}, {high}] is no range above 0")
+            return Times(low, high)
         whole = isinstance(value["low"], int) and isinstance(value["high"], int)
         return IntDistribution(**value) if whole else FloatDistribution(**value)
     except (TypeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{place}: must be a list, or low and high with log or step ({reason})") from None
+        raise UserError(f"{place}: must be a list, times, or low and high with log or step ({reason})") from None
 
 
 def _offers(domain: BaseDistribution, value: Any) -> bool:
@@ -127,6 +161,8 @@ class Tuning:
     overrides : tuple of str
         Of every trial.
     space : dict of str to distribution
+    untuned : dict of str to any
+        What the searched keys are without tuning; the first trial has these values.
     seeds : tuple of int
         A trial's value is the mean over these.
     objective : str
@@ -142,6 +178,7 @@ class Tuning:
     label: str
     overrides: tuple[str, ...]
     space: dict[str, BaseDistribution]
+    untuned: dict[str, Any]
     seeds: tuple[int, ...]
     objective: str
     journal: Path
@@ -159,15 +196,37 @@ class Tuning:
         journal: Path,
         quick: bool = False,
     ) -> Tuning:
-        """Set up the search for a label; further overrides of the caller's come before the label's own."""
+        """Set up the search for a label; further overrides of the caller's come before the label's own.
+
+        Raises
+        ------
+        UserError
+            If overrides do not compose, nothing lies around an untuned value, or the objective cannot be measured.
+        """
         settings = (*overrides, *searched.overrides, *searched.labels[label])
-        space = dict(searched.spaces[label])
+        run = make_run(["tune", label], label, seeds[0], settings, place.source)
+        parameters = composed([run])[run.name]
+        if objective.startswith(VALIDATION) and not value_of(parameters, "split.validation"):
+            raise UserError(
+                f"{label}: --objective {objective} needs validation videos, and split.validation = 0; "
+                "`-S split.validation=20` sets 20 of each category aside"
+            )
+        untuned = {key: value_of(parameters, key) for key in searched.spaces[label]}
+        space = {
+            key: domain.around(untuned[key], f"{label}: {key}") if isinstance(domain, Times) else domain
+            for key, domain in searched.spaces[label].items()
+        }
         decides = repr(
             (settings, sorted(map(repr, space.items())), tuple(seeds), objective, quick, place.source.commit)
         )
         digest = hashlib.sha256(decides.encode() + place.source.patch).hexdigest()
         name = f"{searched.name}-{label}-{digest[:8]}"
-        return cls(place, name, label, settings, space, tuple(seeds), objective, journal, quick)
+        return cls(place, name, label, settings, space, untuned, tuple(seeds), objective, journal, quick)
+
+    @property
+    def result(self) -> str:
+        """Name of what is found, as `tuned=NAME` takes it: the label, and the data set and K that were asked for."""
+        return "-".join([self.label, *words_of(self.overrides)])
 
     def study(self, draw: int = 0) -> optuna.Study:
         """Open Optuna's study of this search; `draw` decides what its sampler draws."""
@@ -200,10 +259,8 @@ class Tuning:
         study = self.study()
         if study.get_trials(deepcopy=False):
             return
-        run = make_run(["tune", self.label], self.label, self.seeds[0], self.overrides, self.place.source)
-        parameters = composed([run])[run.name]
-        values = {key: value_of(parameters, key) for key in self.space}
-        study.enqueue_trial({key: value for key, value in values.items() if _offers(self.space[key], value)})
+        values = {key: value for key, value in self.untuned.items() if _offers(self.space[key], value)}
+        study.enqueue_trial(values)
 
     def trial_lock(self, number: int) -> FileLock:
         """Tell whether a trial is under way: its job holds this lock."""

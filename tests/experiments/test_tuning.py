@@ -12,7 +12,9 @@ import yaml
 from optuna.trial import TrialState
 
 from structalign.cli.tune import main, tuned_config
-from structalign.experiments.tuning import objective_in, read_space
+from structalign.experiments.run import Place
+from structalign.experiments.source import Source
+from structalign.experiments.tuning import Times, Tuning, objective_in, read_space
 from structalign.methods.base.discover import method_class, method_names
 from structalign.util.errors import UserError
 from tests.experiments.test_batch import family_of_a_training, numbers
@@ -140,9 +142,12 @@ def test_an_objective_that_is_not_measured_ends_the_search_in_one_line(project: 
         ("labels: {a: }", "a: nothing is searched"),
         ("labels: {a: {serch: 1}}", "a: must have `overrides` or `search`"),
         ("{serch: 1, labels: {a: }}", "serch: unknown"),
-        ("{search: {x: {low: 2, high: 1}}, labels: {a: }}", "a: x: must be a list, or low and high"),
-        ("{search: {x: 3}, labels: {a: }}", "a: x: must be a list, or low and high"),
-        ("{search: {x: {high: 1}}, labels: {a: }}", "a: x: must be a list, or low and high"),
+        ("{search: {x: {low: 2, high: 1}}, labels: {a: }}", "a: x: must be a list, times, or low and high"),
+        ("{search: {x: 3}, labels: {a: }}", "a: x: must be a list, times, or low and high"),
+        ("{search: {x: {high: 1}}, labels: {a: }}", "a: x: must be a list, times, or low and high"),
+        ("{search: {x: {times: 2}}, labels: {a: }}", "a: x: must be a list, times, or low and high"),
+        ("{search: {x: {times: [2, 1]}}, labels: {a: }}", "a: x: must be a list, times, or low and high"),
+        ("{search: {x: {times: [0, 1]}}, labels: {a: }}", "a: x: must be a list, times, or low and high"),
     ],
 )
 def test_a_search_space_that_is_none_is_refused(
@@ -161,6 +166,42 @@ def test_the_search_spaces_that_ship_can_be_read(monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(ROOT)
     for path in Path("conf/tune").glob("*.yaml"):
         assert read_space(path.stem).labels
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
+    monkeypatch.chdir(ROOT)
+    return Place(Source(ROOT, "0" * 40, b""), tmp_path, tmp_path)
+
+
+def set_up(place: Place, label: str, *overrides: str) -> Tuning:
+    return Tuning.of(read_space("methods"), label, overrides, [100], "val_r1", place, place.scratch / "journal")
+
+
+@pytest.mark.parametrize("overrides", [[], ["data=msrvtt"], ["data=actnet", "K=20"]])
+@pytest.mark.parametrize("label", ["structalign", "zscl"])
+def test_every_data_set_is_searched_around_its_own_values(place: Place, label: str, overrides: list[str]) -> None:
+    tuning = set_up(place, label, *overrides, "split.validation=20")
+    assert tuning.untuned.keys() == tuning.space.keys()
+    assert all(tuning.space[key].low < value < tuning.space[key].high for key, value in tuning.untuned.items())
+    tuning.begin_with_defaults()
+    assert tuning.study().ask(tuning.space).params == pytest.approx(tuning.untuned)
+
+
+def test_what_is_found_is_named_after_data_and_tasks(place: Place) -> None:
+    assert set_up(place, "vr_lwf").result == "vr_lwf"
+    assert set_up(place, "vr_lwf", "data=msrvtt", "K=20", "split.validation=20").result == "vr_lwf-msrvtt-20"
+
+
+def test_no_validation_videos_are_refused_before_anything_runs(place: Place) -> None:
+    with pytest.raises(UserError, match=r"^structalign: --objective val_r1 needs validation videos"):
+        set_up(place, "structalign", "data=msrvtt")
+
+
+@pytest.mark.parametrize("value", [0.0, -1, True, "auto", {}])
+def test_factors_need_a_number_to_multiply(value: object) -> None:
+    with pytest.raises(UserError, match=r"^lwf: x = .*: `times` needs a number above 0"):
+        Times(0.1, 10).around(value, "lwf: x")
 
 
 def test_an_objective_is_a_number() -> None:
