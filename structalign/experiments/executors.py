@@ -48,7 +48,7 @@ class Resources:
     jobs : int
         How many may run at a time; 0 for all.
     gpus : int or None
-        GPUs of a job. None: on this machine all that it has, shared by the jobs; on Slurm none.
+        GPUs of a job. None: on this machine all that it has, divided among the jobs; on Slurm none.
     cpus : int or None
         CPU cores of a job on Slurm.
     minutes : int
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it runs")
     group.add_argument("--executor", default="local", help="local or slurm (default: %(default)s)")
     group.add_argument("--jobs", type=int, default=None, help="at a time (default: 1 here, all at once on Slurm)")
-    group.add_argument("--gpus", type=int, default=None, help="of each job (default: here all, on Slurm none)")
+    group.add_argument("--gpus", type=int, default=None, help="of each job (default: here all / jobs, on Slurm none)")
     group.add_argument("--cpus", type=int, default=None, help="of each job on Slurm")
     group.add_argument("--time", default="24:00:00", help="limit of each job on Slurm (default: %(default)s)")
     group.add_argument("--partition", default=None, help="of Slurm")
@@ -234,10 +234,12 @@ def _queued() -> list[tuple[str, str]]:
 
 
 def _gpu_shares(wanted: Resources) -> list[tuple[int, ...]]:
-    """Say which GPUs of this machine each of the jobs at a time gets."""
+    """Say which GPUs of this machine each of the jobs at a time gets; jobs share them only if they are too few."""
     present = _gpus()
     if wanted.gpus is None:
-        return [tuple(present)] * wanted.jobs
+        share = max(1, len(present) // wanted.jobs)
+        places = [range(job * share, (job + 1) * share) if present else () for job in range(wanted.jobs)]
+        return [tuple(present[place % len(present)] for place in own) for own in places]
     if wanted.gpus * wanted.jobs > len(present):
         raise UserError(f"--jobs {wanted.jobs} with --gpus {wanted.gpus}: there are {len(present)} GPUs here")
     return [tuple(present[job * wanted.gpus : (job + 1) * wanted.gpus]) for job in range(wanted.jobs)]

@@ -44,9 +44,25 @@ def test_a_machine_without_slurm_is_told_so(monkeypatch: pytest.MonkeyPatch) -> 
         asked("--executor", "slurm")
 
 
-def test_jobs_share_the_gpus_that_are_visible(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("visible", "jobs", "shares"),
+    [
+        ("2,3,5,7", 1, [(2, 3, 5, 7)]),
+        ("2,3,5,7", 2, [(2, 3), (5, 7)]),
+        ("2,3,5,7", 3, [(2,), (3,), (5,)]),
+        ("2,3", 3, [(2,), (3,), (2,)]),
+        ("", 2, [(), ()]),
+    ],
+)
+def test_jobs_divide_the_gpus_that_are_visible(
+    visible: str, jobs: int, shares: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert Fleet(Resources(jobs=jobs), tmp_path).free == shares
+
+
+def test_jobs_get_as_many_gpus_as_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
     assert Fleet(Resources(jobs=2, gpus=2), tmp_path).free == [(2, 3), (5, 7)]
-    assert Fleet(Resources(jobs=2), tmp_path).free == [(2, 3, 5, 7)] * 2
     with pytest.raises(UserError, match="--jobs 3 with --gpus 2: there are 4 GPUs here"):
         Fleet(Resources(jobs=3, gpus=2), tmp_path)
