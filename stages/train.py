@@ -52,6 +52,7 @@ def _train(config: Config, task: int) -> None:
         else:
             with LossCurve(curve, task):
                 cost = Cost(seconds=0.0, steps=0, trained_parameters=0)
+    ranks = distributed.world_size()
     if distributed.rank() > 0:
         return
     names = previous.categories + [category.name for category in split.categories]
@@ -59,7 +60,8 @@ def _train(config: Config, task: int) -> None:
         learner.checkpoint(task, names).save(model)
     _write_cost(cost, learner.device, task, curve)
     resume.remove()
-    log.info(f"task {task}: {cost.steps} steps in {cost.seconds:.1f} s")
+    where = distributed.device_name(learner.device)
+    log.info(f"task {task}: {cost.steps} steps in {cost.seconds:.1f} s on {where}" + f" x {ranks}" * (ranks > 1))
 
 
 def _take_up(config: Config, task: int) -> tuple[TaskSplit, Checkpoint, Learner]:

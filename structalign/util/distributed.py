@@ -53,6 +53,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+def device_name(device: torch.device) -> str:
+    """Name what a program computes on, such as `NVIDIA H200` or `the CPU`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+
+
 def num_ranks(devices: int | Literal["auto"], device: str, batch_size: int) -> int:
     """Resolve `train.devices`: auto takes every visible GPU, and one process on the CPU or on a GPU named by number.
 
