@@ -51,7 +51,7 @@ def draw(run: Run) -> Iterator[tuple[str, Figure]]:
         "loss": (figures.training_loss, "loss"),
         "drift": (figures.drift, "drift"),
         "collapse": (figures.collapse, "geometry"),
-        "frame": (figures.frame, "frame"),
+        "etf": (figures.etf, "etf"),
     }
     drawn |= {name: function(table[source]) for name, (function, source) in optional.items() if len(table[source])}
     if len(table["published"]) > 1:

@@ -41,7 +41,7 @@ def tensor_table(title: str, tensors: dict[str, Tensor]) -> Table:
 
 
 def geometry_table(folder: Path) -> Table | None:
-    """Tabulate how close class means came to a simplex frame, if the evaluation has measured it."""
+    """Tabulate how close class means came to a simplex ETF, if the evaluation has measured it."""
     record = folder.parent.parent / "metrics" / folder.name / "recall.json"
     if not record.exists():
         return None

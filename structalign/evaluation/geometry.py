@@ -18,8 +18,8 @@ _TINY = np.finfo(np.float64).tiny
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Class means, to be compared with a simplex frame.
+class ClassMeans:
+    """Class means, to be compared with a simplex ETF.
 
     Attributes
     ----------
@@ -37,19 +37,19 @@ class Frame:
 
     def __post_init__(self) -> None:
         if len(self.means) < 2:
-            raise UserError(f"class means: {len(self.means)} given, the geometry of a frame needs at least 2 classes")
+            raise UserError(f"class means: {len(self.means)} given, their geometry needs at least 2 classes")
         bad = np.flatnonzero(~np.isfinite(self.means).all(axis=1)).tolist()
         if bad:
             raise UserError(f"class means: not finite in rows {bad}; every feature must be a finite number")
 
     @property
     def ideal_cosine(self) -> float:
-        """Cosine of any two classes of a simplex frame: -1 / (C - 1)."""
+        """Cosine of any two classes of a simplex ETF: -1 / (C - 1)."""
         return -1 / (len(self.means) - 1)
 
     @cached_property
     def ideal_gram(self) -> np.ndarray:
-        """Gram matrix (C, C) of a simplex frame of unit vectors."""
+        """Gram matrix (C, C) of a simplex ETF of unit vectors."""
         gram = np.full((len(self.means),) * 2, self.ideal_cosine)
         np.fill_diagonal(gram, 1.0)
         return gram
@@ -89,23 +89,23 @@ class Frame:
         return (self.means * self.prototypes).sum(axis=1) / np.maximum(lengths, _TINY)
 
 
-def _equinorm(frame: Frame) -> float:
-    return float(frame.norms.std() / max(frame.norms.mean(), _TINY))
+def _equinorm(classes: ClassMeans) -> float:
+    return float(classes.norms.std() / max(classes.norms.mean(), _TINY))
 
 
-def _gram_distance(frame: Frame) -> float:
-    gram, ideal = frame.centred @ frame.centred.T, frame.ideal_gram
+def _gram_distance(classes: ClassMeans) -> float:
+    gram, ideal = classes.centred @ classes.centred.T, classes.ideal_gram
     return float(np.linalg.norm(gram / max(np.linalg.norm(gram), _TINY) - ideal / np.linalg.norm(ideal)))
 
 
-def _alignment(frame: Frame) -> float | None:
-    return None if frame.alignments is None else float(frame.alignments.mean())
+def _alignment(classes: ClassMeans) -> float | None:
+    return None if classes.alignments is None else float(classes.alignments.mean())
 
 
-def _within_between(frame: Frame) -> float | None:
-    if frame.scatter is None:
+def _within_between(classes: ClassMeans) -> float | None:
+    if classes.scatter is None:
         return None
-    return float(frame.scatter.mean() / max(np.square(frame.norms).mean(), _TINY))
+    return float(classes.scatter.mean() / max(np.square(classes.norms).mean(), _TINY))
 
 
 GEOMETRY: tuple[Metric, ...] = (
@@ -119,7 +119,7 @@ GEOMETRY: tuple[Metric, ...] = (
         meaning="Mean cosine of each class mean with its own prototype, after the projections P_t and P_v. It is "
         "what the ETF loss trains: 1 if every class lies in the direction of its prototype, 0 if the two have "
         "nothing to do with each other. Only methods with prototypes have it. If it falls from task to task, the "
-        "frame is being lost.",
+        "ETF is being lost.",
         compute=_alignment,
     ),
     Metric(
@@ -130,9 +130,9 @@ GEOMETRY: tuple[Metric, ...] = (
         ideal=0,
         range="0 to 2",
         meaning="Mean distance of the cosine of two classes from -1/(C-1), which is the cosine of any two classes "
-        "of a simplex frame: the largest angle that C classes can all have with each other. 0: all classes are as "
+        "of a simplex ETF: the largest angle that C classes can all have with each other. 0: all classes are as "
         "far apart as possible.",
-        compute=lambda frame: float(frame.angle_errors.mean()),
+        compute=lambda classes: float(classes.angle_errors.mean()),
     ),
     Metric(
         key="equiangularity",
@@ -143,7 +143,7 @@ GEOMETRY: tuple[Metric, ...] = (
         range="0 to 1",
         meaning="Standard deviation of the cosines between different classes. 0: every pair of classes is equally "
         "far apart, whatever that angle is.",
-        compute=lambda frame: float(frame.off_diagonal.std()),
+        compute=lambda classes: float(classes.off_diagonal.std()),
     ),
     Metric(
         key="equinorm",
@@ -165,7 +165,7 @@ GEOMETRY: tuple[Metric, ...] = (
         range="0 to 2",
         meaning="Largest distance of any cosine between two classes from the ideal one: the worst pair, where the "
         "angle error is the mean over pairs.",
-        compute=lambda frame: float(np.abs(frame.cosines - frame.ideal_gram).max()),
+        compute=lambda classes: float(np.abs(classes.cosines - classes.ideal_gram).max()),
     ),
     Metric(
         key="gram_distance",
@@ -174,8 +174,8 @@ GEOMETRY: tuple[Metric, ...] = (
         better="lower",
         ideal=0,
         range="0 to 2",
-        meaning="Distance between the Gram matrix of the class means and that of a simplex frame, both divided by "
-        "their norms. It sums up norms and angles in one number: 0 for a simplex frame of any size.",
+        meaning="Distance between the Gram matrix of the class means and that of a simplex ETF, both divided by "
+        "their norms. It sums up norms and angles in one number: 0 for a simplex ETF of any size.",
         compute=_gram_distance,
     ),
     Metric(
@@ -195,6 +195,6 @@ GEOMETRY: tuple[Metric, ...] = (
 features of one modality share a large common part."""
 
 
-def geometry(frame: Frame) -> dict[str, float]:
-    """Compute all measures of `GEOMETRY` that apply to a frame."""
-    return computed(GEOMETRY, frame)
+def geometry(classes: ClassMeans) -> dict[str, float]:
+    """Compute all measures of `GEOMETRY` that apply to a classes."""
+    return computed(GEOMETRY, classes)

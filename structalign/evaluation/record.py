@@ -28,7 +28,7 @@ from structalign.data.tasks import TaskSplit
 from structalign.evaluation import metrics
 from structalign.evaluation.evaluate import Ranking, recall_within_task
 from structalign.evaluation.examples import Followed
-from structalign.evaluation.geometry import Frame, geometry
+from structalign.evaluation.geometry import ClassMeans, geometry
 from structalign.evaluation.metric_table import METRICS, Measured, computed, recall_at
 from structalign.evaluation.reference import Reference, zero_shot_ranks
 from structalign.retrieval.gallery import TaskGallery, fingerprint
@@ -187,7 +187,7 @@ def metrics_row(
         earlier_r1=[row["r1"] for row in earlier],
         val_r1=val_r1,
     )
-    frames = class_frames(features)
+    found = class_means(features)
     return {
         "after": len(tasks),
         **computed(METRICS, measured),
@@ -196,26 +196,26 @@ def metrics_row(
         "A": accuracy,
         "task": within,
         "category_r1": [recall_at(ranks[category == number], 1) for number in range(len(train_videos))],
-        "geometry": {modality: geometry(frame) for modality, frame in frames.items()},
-        "by_class": {modality: _by_class(frame) for modality, frame in frames.items()},
+        "geometry": {modality: geometry(classes) for modality, classes in found.items()},
+        "by_class": {modality: _by_class(classes) for modality, classes in found.items()},
     }
 
 
-def class_frames(features: dict[str, Tensor]) -> dict[str, Frame]:
+def class_means(features: dict[str, Tensor]) -> dict[str, ClassMeans]:
     """Class means of each modality: projected to the prototypes if the method has any, else as they are."""
-    frames = {}
+    found = {}
     for modality in ("text", "video"):
         kind = "aligned" if f"{modality}/aligned" in features else "current"
         means, scatter = (features.get(f"{modality}/{name}") for name in (kind, "scatter"))
         if means is not None and len(means) > 1:
             prototypes = features["prototypes"].double().numpy() if kind == "aligned" else None
-            frames[modality] = Frame(
+            found[modality] = ClassMeans(
                 means.double().numpy(), prototypes, None if scatter is None else scatter.double().numpy()
             )
-    return frames
+    return found
 
 
-def _by_class(frame: Frame) -> dict[str, list[float]]:
+def _by_class(classes: ClassMeans) -> dict[str, list[float]]:
     """Measures that each class has one of, in the order of the classes."""
-    found = {"alignment": frame.alignments, "maximal_angle": frame.angle_errors}
+    found = {"alignment": classes.alignments, "maximal_angle": classes.angle_errors}
     return {name: values.tolist() for name, values in found.items() if values is not None}

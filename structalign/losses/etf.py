@@ -29,7 +29,7 @@ def simplex_etf(num_classes: int, dim: int, seed: int = 0, construction: Constru
     num_classes : int
         C, at least 2. It may exceed the number of categories.
     dim : int
-        D, at least C - 1: fewer dimensions have no room for the frame that `random` comes near to as well.
+        D, at least C - 1: fewer dimensions have no room for the ETF that `random` comes near to as well.
     seed : int
     construction : {"exact", "random"}
 
@@ -52,14 +52,14 @@ def simplex_etf(num_classes: int, dim: int, seed: int = 0, construction: Constru
     if construction not in ("exact", "random"):
         raise UserError(f"etf.construction = {construction!r}: must be exact or random")
     generator = torch.Generator().manual_seed(seed)
-    # One more column than dimensions cannot be orthonormal; C = D + 1 goes through the frame's own C - 1 axes.
+    # One more column than dimensions cannot be orthonormal; C = D + 1 goes through the ETF's own C - 1 axes.
     columns = num_classes if construction == "random" else num_classes - 1
     gaussian = torch.randn(dim, columns, generator=generator, dtype=torch.float64)
     centre = torch.eye(num_classes, dtype=torch.float64) - 1 / num_classes  # [C,C]
     if construction == "random":
         return normalize(centre @ gaussian.T, dim=-1)
     axes, upper = torch.linalg.qr(gaussian)  # [D,C-1]
-    axes = axes * upper.diagonal().sign()  # QR leaves signs open; fixing them makes the frame unique
+    axes = axes * upper.diagonal().sign()  # QR leaves signs open; fixing them makes the ETF unique
     simplex = _simplex_coordinates(num_classes)  # [C,C-1]
     return normalize(simplex @ axes.T, dim=-1)
 

@@ -25,7 +25,7 @@ _SECTIONS: tuple[tuple[str, str, Sequence[Metric]], ...] = (
     ),
     (
         "Geometry of the class means",
-        "One value after each task and for each modality, in `plots/geometry.csv`; `plots/frame.csv` has alignment "
+        "One value after each task and for each modality, in `plots/geometry.csv`; `plots/etf.csv` has alignment "
         "and angle error for the classes of each task. They compare the mean feature of every class seen so far "
         "with a simplex equiangular tight frame, in which all classes have the same norm and every pair has the "
         "same angle, the largest that they can all have. Unless a paragraph says otherwise, the mean over all "

@@ -23,8 +23,8 @@ FIGURES = {
     "accuracy_matrix": "Accuracy matrix: recall of each task's queries within its own gallery, after each task",
     "recall_by_category": "Recall of each category's queries over the videos of all seen tasks, after the last task",
     "published": f"Against published results on the same benchmark ({PUBLISHED_NOTE})",
-    "frame": "How close the classes of each task are to the simplex frame, when learnt and after later tasks",
-    "collapse": "How close the class means of all seen tasks are to a simplex frame, measure by measure",
+    "etf": "How close the classes of each task are to the simplex ETF, when learnt and after later tasks",
+    "collapse": "How close the class means of all seen tasks are to a simplex ETF, measure by measure",
     "drift": "How far class means have moved since they were learnt",
     "loss": "Training loss by task",
 }

@@ -169,8 +169,8 @@ def drift_table(run: Run) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def frame_table(run: Run) -> pd.DataFrame:
-    """How close the classes of each task are to the frame after each task: means over their classes."""
+def etf_table(run: Run) -> pd.DataFrame:
+    """How close the classes of each task are to the simplex ETF after each task: means over their classes."""
     learnt_in = [task for _, task in run.categories]
     rows = [
         {"after": row["after"], "learnt_in": task, "modality": modality, "measure": measure, "value": value}
@@ -233,7 +233,7 @@ TABLES: dict[str, tuple[Callable[[Run], pd.DataFrame], Sequence[str]]] = {
     "loss": (loss_table, ("task", "step", "global_step", "term", "value", "weighted", "lr", "panel")),
     "drift": (drift_table, ("after", "learnt_in", "category", "modality", "cosine", "panel")),
     "geometry": (geometry_table, ("after", *_LONG)),
-    "frame": (frame_table, ("after", "learnt_in", *_LONG)),
+    "etf": (etf_table, ("after", "learnt_in", *_LONG)),
     "published": (published_table, ("benchmark", "method", "r1", "bwf", "source", "select")),
 }
 """Tables by the names of their files, each with its columns."""

@@ -1,4 +1,4 @@
-"""How close class means come to a simplex frame: worked examples, and what has no geometry."""
+"""How close class means come to a simplex ETF: worked examples, and what has no geometry."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ import math
 import numpy as np
 import pytest
 
-from structalign.evaluation.geometry import GEOMETRY, Frame, geometry
+from structalign.evaluation.geometry import GEOMETRY, ClassMeans, geometry
 from structalign.losses.etf import simplex_etf
 from structalign.util.errors import UserError
 
-FRAME = simplex_etf(7, 12).numpy()
+ETF = simplex_etf(7, 12).numpy()
 NOISE = np.random.default_rng(0).normal(size=(7, 12))
 
 
 def full(means: np.ndarray, scatter: float = 0.0) -> dict[str, float]:
-    return geometry(Frame(means, prototypes=FRAME, scatter=np.full(len(means), scatter)))
+    return geometry(ClassMeans(means, prototypes=ETF, scatter=np.full(len(means), scatter)))
 
 
-def test_a_simplex_frame_has_the_ideal_value_of_every_measure() -> None:
-    measures = full(3 * FRAME)
+def test_a_simplex_etf_has_the_ideal_value_of_every_measure() -> None:
+    measures = full(3 * ETF)
     assert measures.keys() == {measure.key for measure in GEOMETRY}
     for measure in GEOMETRY:
         assert measures[measure.key] == pytest.approx(measure.ideal, abs=1e-7), measure.key
 
 
-def test_a_distorted_frame_is_worse_in_the_direction_that_the_table_says() -> None:
-    near, far = full(FRAME + 0.01 * NOISE, 0.01), full(FRAME + 0.3 * NOISE, 0.3)
+def test_a_distorted_etf_is_worse_in_the_direction_that_the_table_says() -> None:
+    near, far = full(ETF + 0.01 * NOISE, 0.01), full(ETF + 0.3 * NOISE, 0.3)
     for measure in GEOMETRY:
         better = {"higher": far[measure.key] < near[measure.key] < measure.ideal}
         better |= {"lower": far[measure.key] > near[measure.key] > measure.ideal}
         assert better[measure.better], measure.key
 
 
-def test_where_the_frame_lies_does_not_matter() -> None:
-    assert max(geometry(Frame(3 * FRAME + 5)).values()) < 1e-7
+def test_where_the_etf_lies_does_not_matter() -> None:
+    assert max(geometry(ClassMeans(3 * ETF + 5)).values()) < 1e-7
 
 
 def test_geometry_by_hand() -> None:
     means = np.array([[3.0, 0.0], [0.0, 1.0]])
-    assert max(geometry(Frame(means)).values()) < 1e-7  # two means always form the simplex of 2 classes
-    line = geometry(Frame(np.array([[0.0], [1.0], [5.0]])))  # centred: -2, -1, 3
+    assert max(geometry(ClassMeans(means)).values()) < 1e-7  # two means always form the simplex of 2 classes
+    line = geometry(ClassMeans(np.array([[0.0], [1.0], [5.0]])))  # centred: -2, -1, 3
     assert line["equinorm"] == pytest.approx(np.std([2, 1, 3]) / 2)
     assert line["maximal_angle"] == pytest.approx((1.5 + 0.5 + 0.5) / 3)  # cosines 1, -1, -1; ideal -0.5
     assert line["equiangularity"] == pytest.approx(np.std([1, -1, -1]))
@@ -52,27 +52,27 @@ def test_geometry_by_hand() -> None:
 
 
 def test_alignment_and_scatter_by_hand() -> None:
-    measures = geometry(Frame(2 * FRAME, prototypes=FRAME, scatter=np.full(7, 12 * 0.25)))
+    measures = geometry(ClassMeans(2 * ETF, prototypes=ETF, scatter=np.full(7, 12 * 0.25)))
     assert measures["alignment"] == pytest.approx(1)
     assert measures["within_between"] == pytest.approx(12 * 0.25 / 4)
-    assert geometry(Frame(FRAME, prototypes=-FRAME))["alignment"] == pytest.approx(-1)
+    assert geometry(ClassMeans(ETF, prototypes=-ETF))["alignment"] == pytest.approx(-1)
 
 
 def test_measures_per_class_average_to_the_whole() -> None:
-    frame = Frame(FRAME + 0.2 * NOISE, prototypes=FRAME)
-    assert frame.angle_errors.mean() == pytest.approx(geometry(frame)["maximal_angle"])
-    assert frame.alignments is not None
-    assert frame.alignments.mean() == pytest.approx(geometry(frame)["alignment"])
+    classes = ClassMeans(ETF + 0.2 * NOISE, prototypes=ETF)
+    assert classes.angle_errors.mean() == pytest.approx(geometry(classes)["maximal_angle"])
+    assert classes.alignments is not None
+    assert classes.alignments.mean() == pytest.approx(geometry(classes)["alignment"])
 
 
 def test_equal_means_have_finite_measures() -> None:
-    assert all(math.isfinite(value) for value in geometry(Frame(np.ones((4, 6)))).values())
+    assert all(math.isfinite(value) for value in geometry(ClassMeans(np.ones((4, 6)))).values())
 
 
 def test_what_has_no_geometry_is_refused() -> None:
     with pytest.raises(UserError, match="at least 2"):
-        Frame(np.ones((1, 6)))
+        ClassMeans(np.ones((1, 6)))
     broken = np.ones((4, 6))
     broken[2, 3] = math.nan
     with pytest.raises(UserError, match=r"\[2\]"):
-        Frame(broken)
+        ClassMeans(broken)

@@ -106,7 +106,7 @@ def every_figure() -> dict[str, Figure]:
         for modality in ("text", "video")
         for measure in ("alignment", "gram_distance")
     ]
-    frame = [
+    etf = [
         {"after": after, "learnt_in": learnt, "modality": modality, "measure": "alignment", "value": value}
         for modality in ("text", "video")
         for after, learnt, value in ((1, 1, 0.9), (2, 1, 0.5), (2, 2, 0.8))
@@ -126,7 +126,7 @@ def every_figure() -> dict[str, Figure]:
         "pca": figures.feature_map({"last": sample}, [1, 1, 2, 2], prototypes),
         "tsne": figures.feature_map({"last": sample}, [1, 1, 2, 2], prototypes, "tsne"),
         "collapse": figures.collapse(pd.DataFrame(geometry)),
-        "frame": figures.frame(pd.DataFrame(frame)),
+        "etf": figures.etf(pd.DataFrame(etf)),
         "published": figures.against_published(pd.DataFrame(published)),
         "methods": figures.recall_against_bwf(method_runs()),
         "differences": figures.differences(paired_rows(), ["full", "absent", "less", "once"], "full"),
@@ -218,15 +218,15 @@ def drawn_lines(axes: Axes) -> list[list[float]]:
 
 
 def test_every_measure_of_geometry_says_which_way_is_good_and_shows_its_ideal(drawn: dict[str, Figure]) -> None:
-    for name in ("collapse", "frame"):
+    for name in ("collapse", "etf"):
         for axes in panels(drawn[name]):
             measure = next(one for one in GEOMETRY if axes.get_title().split(",")[0] == one.label)
             assert measure.direction in axes.get_ylabel(), name
             assert [measure.ideal] * 2 in drawn_lines(axes), name
 
 
-def test_the_frame_has_a_line_for_the_classes_of_each_task(drawn: dict[str, Figure]) -> None:
-    text, video = panels(drawn["frame"])
+def test_the_etf_figure_has_a_line_for_the_classes_of_each_task(drawn: dict[str, Figure]) -> None:
+    text, video = panels(drawn["etf"])
     assert (text.get_title(), video.get_title()) == ("alignment, text", "alignment, video")
     assert drawn_lines(text)[:2] == [[0.9, 0.5], [0.8]]
     assert legend(video) == ["task 1", "task 2"]
@@ -253,7 +253,7 @@ def test_drift_is_the_mean_over_the_classes_of_a_task(drawn: dict[str, Figure]) 
 
 
 def test_means_on_a_simplex_give_the_ideal_gram_matrix(drawn: dict[str, Figure]) -> None:
-    # Centred unit vectors along four axes are a simplex frame, so the three panels must agree.
+    # Centred unit vectors along four axes are a simplex ETF, so the three panels must agree.
     text, video, ideal = (np.asarray(axes.images[0].get_array()) for axes in panels(drawn["gram"]))
     expected = np.where(np.eye(4, dtype=bool), 1, -1 / 3)
     for shown in (text, video, ideal):

@@ -256,7 +256,7 @@ def test_categories_are_named_while_there_is_room(counts: tuple[int, ...], names
 def test_every_figure_is_drawn(reported: Path) -> None:
     names = {path.stem for path in (reported / "plots/figures").iterdir()}
     assert names == {
-        "recall_by_task", "accuracy_matrix", "recall_by_category", "loss", "drift", "collapse", "frame", "gram",
+        "recall_by_task", "accuracy_matrix", "recall_by_category", "loss", "drift", "collapse", "etf", "gram",
         "features_pca", "features_tsne",
     }  # fmt: skip
 

@@ -28,7 +28,7 @@ def gram(means: Mapping[str, np.ndarray], tasks: Sequence[int], names: Sequence[
     Parameters
     ----------
     means : mapping of str to ndarray of shape (C, D)
-        Class means per modality. The mean over classes is subtracted first: a simplex frame is centred, and
+        Class means per modality. The mean over classes is subtracted first: a simplex ETF is centred, and
         features of one modality share a large common part.
     tasks : sequence of int
         The task each class was learnt in, ascending; lines mark where a task ends.

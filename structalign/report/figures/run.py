@@ -272,7 +272,7 @@ def drift(table: pd.DataFrame) -> Figure:
 
 @styled
 def collapse(table: pd.DataFrame) -> Figure:
-    """Draw how close the class means are to a simplex frame, by task.
+    """Draw how close the class means are to a simplex ETF, by task.
 
     Parameters
     ----------
@@ -298,18 +298,18 @@ def collapse(table: pd.DataFrame) -> Figure:
         axes.set_title(measure.label)
         task_axis(axes, table.after)
     legend_beside(axes_of[columns - 1])
-    figure.suptitle("How close the class means are to a simplex frame (dashed: ideal)")
+    figure.suptitle("How close the class means are to a simplex ETF (dashed: ideal)")
     return figure
 
 
 @styled
-def frame(table: pd.DataFrame) -> Figure:
-    """Draw, for the classes of each task, how the frame is approached, and kept or lost later.
+def etf(table: pd.DataFrame) -> Figure:
+    """Draw, for the classes of each task, how the simplex ETF is approached, and kept or lost later.
 
     Parameters
     ----------
     table : DataFrame
-        `frame_table`: after, learnt_in, modality, measure, value.
+        `etf_table`: after, learnt_in, modality, measure, value.
 
     Returns
     -------
@@ -330,7 +330,7 @@ def frame(table: pd.DataFrame) -> Figure:
         axes.set_title(f"{measure.label}, {modality}")
         task_axis(axes, table.after)
     legend_beside(axes_of[len(modalities) - 1], "classes of")
-    figure.suptitle("The frame by task: approached when learnt, kept or lost later (dashed: ideal)")
+    figure.suptitle("Class means and the ETF: approached when learnt, kept or lost later (dashed: ideal)")
     return figure
 
 
