@@ -20,11 +20,11 @@ repro: $(READY)
 	dvc repro
 
 test: $(READY)
-	pytest -n 2 --dist loadfile --no-loadscope-reorder
+	pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # The same, and which lines they never reach; takes longer
 coverage: $(READY)
-	pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 # Without the tests that train, start processes or encode many videos: less than a minute
 test-fast: $(READY)
