@@ -1,7 +1,7 @@
 """Ask the trained system: rank the gallery as stored after a task, with the model as it was then.
 
-    structalign search "a red triangle with a blue core falling over dark bars" --after 5 --top 8
-    structalign search "a red triangle falling" --compare 1,5
+    structalign search "a blue molga with a pink core sliding" --after 5 --top 8
+    structalign search "a blue molga sliding" --compare 1,5
 
 prints a table and writes a contact sheet of the frames, the best word-frame matches framed.
 """
