@@ -19,6 +19,7 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml
 repro: $(READY)
 	dvc repro
 
+# Three at a time on two cores, because tests that start processes wait for much of their time
 test: $(READY)
 	pytest -n 3 --dist loadfile --no-loadscope-reorder
 
