@@ -68,7 +68,7 @@ def main(config: Config, task: int) -> None:
 
 def _untouched(learner: Learner, store: FrameStore, split: TaskSplit) -> tuple[Retriever, Tensor]:
     """The untouched CLIP, and its frame features (V, N, D) of the task's test videos."""
-    model = learner.untouched()
+    model = learner.zero_shot()
     return model, learner.encode_clips(store, [sample.clip for sample in split.test], model=model)
 
 

@@ -74,7 +74,7 @@ def reference(
     Parameters
     ----------
     untouched : Retriever
-        CLIP with adapters that change nothing.
+        CLIP alone.
     frames : Tensor, shape (V, N, D)
         Frame features of the task's test videos from `untouched`.
     split : TaskSplit

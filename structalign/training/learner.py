@@ -7,7 +7,7 @@ import copy
 import torch
 
 from structalign import paths
-from structalign.config.schema import Config
+from structalign.config.schema import Config, ModelConfig
 from structalign.data.store import FrameStore
 from structalign.losses.contrastive import pool_frames
 from structalign.methods.base import TrainingFeatures
@@ -55,7 +55,7 @@ class Learner:
             )
         self.config = config
         self.device = pick_device(config.machine.device)
-        self.retriever = self._fresh_retriever()
+        self.retriever = self._fresh_retriever(config.model)
         if checkpoint.weights:
             self.retriever.load_trained_state(checkpoint.weights)
         self.retriever.task = max(1, checkpoint.task)
@@ -63,16 +63,25 @@ class Learner:
         self.method = build_method(config, self.retriever, num_categories)
         self.method.load_state(checkpoint.memory)
 
-    def _fresh_retriever(self) -> Retriever:
+    def _fresh_retriever(self, model: ModelConfig) -> Retriever:
         """CLIP with untouched adapters, on the CPU."""
         clip, info = load_clip(paths.CLIP)
         trains: Trainable = "all" if method_class(self.config.method.name).trains_clip else "adapters"
         seed = derive_seed(self.config.seed, 0, 2)
-        return Retriever(clip, info, self.config.model, num_tasks=self.config.K, seed=seed, trainable=trains)
+        return Retriever(clip, info, model, num_tasks=self.config.K, seed=seed, trainable=trains)
 
     def untouched(self) -> Retriever:
-        """CLIP as everything starts from it, with adapters that change nothing, on this learner's device."""
-        return self._fresh_retriever().to(self.device)
+        """The model as task 1 starts from it: CLIP with untouched adapters, on this learner's device."""
+        return self._fresh_retriever(self.config.model).to(self.device)
+
+    def zero_shot(self) -> Retriever:
+        """CLIP alone, on this learner's device, with the method's pooling of frames.
+
+        Prompts and proxies change what CLIP computes even if they are untouched.
+        """
+        pooling = "mean" if self.config.model.video_pooling == "proxies" else self.config.model.video_pooling
+        bare = {"vision_adapter": "none", "text_adapter": "none", "video_pooling": pooling}
+        return self._fresh_retriever(self.config.model.model_copy(update=bare)).to(self.device)
 
     def start(self, task: int) -> None:
         """Choose what trains in this task, and give the method the teacher that it asks for."""

@@ -30,3 +30,19 @@ def test_a_checkpoint_of_another_training_is_refused(here: Path, method: str, sa
     checkpoint = Checkpoint(1, method, weights={"scale": torch.ones(3)})
     with refused(said):
         Learner(config(), 20, checkpoint)
+
+
+@pytest.mark.parametrize("method", ["structalign", "moe_adapter", "dual_prompts", "clip_vip", "xpool"])
+def test_zero_shot_is_clip_whatever_the_method_adds_to_it(here: Path, method: str) -> None:
+    (here / "models/clip").mkdir(parents=True)
+    clip = CLIP(**SMALL).eval()
+    save_clip(clip, ClipInfo("small", SMALL, [0.5] * 3, [0.5] * 3), here / "models/clip")
+    learner = Learner(config(f"method={method}", "machine.device=cpu", "etf.num_classes=null"), 4, Checkpoint())
+    model = learner.zero_shot().eval()
+    pixels, tokens = torch.randn(2, 3, 3, 32, 32), model.tokenize(["a red cat", "a dog"])  # [T,L]
+    padded = torch.nn.functional.pad(tokens, (0, clip.context_length - tokens.shape[1]))
+    with torch.inference_mode():
+        frames, _ = model.encode_video(pixels)
+        _, _, text = model.encode_text(tokens, 1)
+        torch.testing.assert_close(frames, clip.encode_image(pixels.flatten(0, 1)).unflatten(0, (2, 3)))
+        torch.testing.assert_close(text, clip.encode_text(padded))
