@@ -52,7 +52,6 @@ def _train(config: Config, task: int) -> None:
         else:
             with LossCurve(curve, task):
                 cost = Cost(seconds=0.0, steps=0, trained_parameters=0)
-    ranks = distributed.world_size()
     if distributed.rank() > 0:
         return
     names = previous.categories + [category.name for category in split.categories]
@@ -60,8 +59,9 @@ def _train(config: Config, task: int) -> None:
         learner.checkpoint(task, names).save(model)
     _write_cost(cost, learner.device, task, curve)
     resume.remove()
-    where = distributed.device_name(learner.device)
-    log.info(f"task {task}: {cost.steps} steps in {cost.seconds:.1f} s on {where}" + f" x {ranks}" * (ranks > 1))
+    ranks = distributed.world_size()
+    where = distributed.device_name(learner.device) + f" x {ranks}" * (ranks > 1)
+    log.info(f"task {task}: {cost.steps} steps in {cost.seconds:.1f} s on {where}")
 
 
 def _take_up(config: Config, task: int) -> tuple[TaskSplit, Checkpoint, Learner]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 _ALIGNED = ("structalign", "dual_prompts")
-"""Methods that align with a frame if `loss.etf_weight` is not 0; named here because importing them takes seconds."""
+"""Methods that align with an ETF if `loss.etf_weight` is not 0; named here because importing them takes seconds."""
 
 
 def check_parameters(config: Config) -> None:
@@ -107,7 +107,7 @@ def task_sizes(num_tasks: int, num_categories: int, per_task: Sequence[int] | No
 
 
 def _check_room(config: Config, categories: int) -> None:
-    """Refuse a frame with more prototypes than equiangular vectors can be."""
+    """Refuse an ETF with more prototypes than equiangular vectors can be."""
     if config.method.name not in _ALIGNED or config.loss.etf_weight == 0:
         return
     architecture = config.backbone.architecture
@@ -116,7 +116,7 @@ def _check_room(config: Config, categories: int) -> None:
     if classes > width + 1:
         raise UserError(
             f"{classes} equiangular prototypes need features of at least {classes - 1} numbers, and {architecture} "
-            f"has {width}: take a wider backbone, or no frame with loss.etf_weight=0"
+            f"has {width}: take a wider backbone, or no ETF alignment with loss.etf_weight=0"
         )
 
 

@@ -45,7 +45,7 @@ class Metric:
     meaning : str
         One paragraph.
     compute : callable
-        Takes `Measured` (metrics), a frame (geometry) or the costs of all tasks, and returns a number, or None if
+        Takes `Measured` (metrics), class means (geometry) or the costs of all tasks, and returns a number, or None if
         it does not apply.
     headline : bool
         Whether the report page and `structalign show` print it.

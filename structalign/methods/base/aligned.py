@@ -29,16 +29,16 @@ from structalign.util.seeding import derive_seed
 
 
 class AlignedMethod(AdapterMethod):
-    """Word-frame contrast, relation preservation, alignment with a frame, pseudo pairs; a weight of 0 drops one."""
+    """Word-frame contrast, relation preservation, alignment with an ETF, pseudo pairs; a weight of 0 drops one."""
 
     def __init__(self, config: Config, retriever: Retriever, num_categories: int) -> None:
         super().__init__(config, retriever, num_categories)
         self.memory = PrototypeMemory()
         self.prototypes: Tensor | None = None
         if config.loss.etf_weight > 0:
-            self._build_frame()
+            self._build_etf()
 
-    def _build_frame(self) -> None:
+    def _build_etf(self) -> None:
         """Prototypes (C, D) and the linear maps P_t, P_v that take words and frames to them."""
         device, width = self.retriever.device, self.retriever.embed_dim
         seed = derive_seed(self.config.seed, 0, 1)

@@ -23,7 +23,7 @@ _PROJECTION_NAMES = {"pca": "PCA", "tsne": "t-SNE"}
 
 @styled
 def gram(means: Mapping[str, np.ndarray], tasks: Sequence[int], names: Sequence[str] | None = None) -> Figure:
-    """Draw cosines between class means beside those of the ideal frame.
+    """Draw cosines between class means beside those of the ideal ETF.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def gram(means: Mapping[str, np.ndarray], tasks: Sequence[int], names: Sequence[
             axes.set_xticks([])
             axes.set_yticks(range(num_classes), labels if axes is panels[0] else [""] * num_classes, fontsize=8)
     figure.colorbar(image, ax=list(panels), label="cosine, mean over classes removed", shrink=0.8)
-    figure.suptitle("Gram matrix of class means against the ideal frame")
+    figure.suptitle("Gram matrix of class means against the ideal ETF")
     return figure
 
 
