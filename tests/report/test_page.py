@@ -79,6 +79,14 @@ def test_a_ceiling_below_100_is_said_and_geometry_is_explained() -> None:
     assert "alignment (-1 to 1; ideal 1, ↑ higher is better)" in page.text
 
 
+def test_a_metric_that_applies_after_later_tasks_alone_has_an_empty_cell_before() -> None:
+    row = {"r1": 12.0, "r5": 20.0, "r10": 30.0, "medr": 4.0, "meanr": 5.0, "bwf": 0.0, "A": [12.0]}
+    rows = [{**row, "after": 1}, {**row, "after": 2, "rare_r1": 43.25}]
+    page = Page(render(run_with({}, rows=rows), {}))
+    assert page.open == []
+    assert "43.2" in page.text
+
+
 def test_results_are_marked_by_sign_and_word_and_ranks_are_given() -> None:
     page = Page(render(run_with(examples()), {}))
     assert page.open == []
