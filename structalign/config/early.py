@@ -60,6 +60,7 @@ def check_clips(config: Config, clips: Sequence[Clip]) -> None:
         )
     if none := [repr(name) for name in categories if not counts[name, "test"]]:
         raise UserError(f"{len(none)} of {len(categories)} categories have no test video: {_ten(none)}; add some")
+    _check_validation(config, categories, counts)
     if config.K > 1:
         _refuse_videos_of_two_categories(clips)
     captions = min(len(clip.captions) for clip in clips if clip.split == "train")
@@ -107,16 +108,30 @@ def task_sizes(num_tasks: int, num_categories: int, per_task: Sequence[int] | No
 
 
 def _check_room(config: Config, categories: int) -> None:
-    """Refuse an ETF with more prototypes than equiangular vectors can be."""
+    """Refuse an ETF with fewer prototypes than categories, or more than equiangular vectors can be."""
     if config.method.name not in _ALIGNED or config.loss.etf_weight == 0:
         return
     architecture = config.backbone.architecture
     width = backbone_config(architecture, config.backbone.pretrained, config.backbone.weights)["embed_dim"]
     classes = config.etf.num_classes or categories
+    if classes < categories:
+        raise UserError(f"etf.num_classes = {classes}: must be at least {categories}, the number of categories")
     if classes > width + 1:
         raise UserError(
             f"{classes} equiangular prototypes need features of at least {classes - 1} numbers, and {architecture} "
             f"has {width}: take a wider backbone, or no ETF alignment with loss.etf_weight=0"
+        )
+
+
+def _check_validation(config: Config, categories: Sequence[str], counts: Counter[tuple[str, str]]) -> None:
+    """Refuse more validation videos than a category has of its own, or else training videos that are not drawn."""
+    drawn = config.split.shots if config.split.imbalance == 1 else 1
+    spare = {name: counts[name, "val"] or counts[name, "train"] - drawn for name in categories}
+    wanted = config.split.validation
+    if few := [f"{name!r} ({number})" for name, number in spare.items() if number < wanted]:
+        raise UserError(
+            f"split.validation = {wanted}: {len(few)} of {len(categories)} categories have fewer videos for it: "
+            f"{_ten(few)}; lower it, or add rows whose split is val"
         )
 
 

@@ -39,7 +39,7 @@ class SplitConfig(Section):
     """How categories become tasks (protocol `fewshot`; `published` reads both from the split file)."""
 
     shots: Positive
-    """Training videos per category."""
+    """Training videos per category. Published splits are drawn already: with 16, evenly, in their own order."""
     imbalance: Annotated[float, Field(ge=1)]
     """How many times as many training videos the category with the most has as that with the fewest: counts fall from
     shots by a constant factor, in an order drawn from the seed. 1: all have as many."""
@@ -178,6 +178,13 @@ class LossConfig(Section):
     """Share b of stablefusion's cross-task term: (1 - b) * SCL + b * CE."""
     same_video: Literal["negative", "masked", "positive"]
     """What two captions of one video are to each other within a batch, in every contrastive term of any method."""
+
+
+WITHOUT_ADAPTERS = ("zeroshot", "finetune", "xpool", "clip_vip", "lwf", "vr_lwf", "zscl", "joint")
+"""Methods that train all of CLIP, or nothing; named here because importing them takes seconds."""
+
+PUBLISHED = {"shots": 16, "imbalance": 1.0, "order": "given", "categories_per_task": None}
+"""What the published splits of MSR-VTT and ActivityNet were drawn with, as keys of `split`."""
 
 
 class MethodConfig(Section):
@@ -340,13 +347,30 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _published_splits_are_as_they_are(self) -> Config:
+        if self.data.protocol == "published":
+            for key, value in PUBLISHED.items():
+                if getattr(self.split, key) != value:
+                    raise ValueError(
+                        f"split.{key} = {getattr(self.split, key)!r}: the published splits are drawn already, with "
+                        f"{value!r}; data.protocol=fewshot draws others"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _all_of_clip_needs_no_adapters(self) -> Config:
+        for key in ("vision_adapter", "text_adapter"):
+            kind = getattr(self.model, key)
+            if self.method.name in WITHOUT_ADAPTERS and kind != "none":
+                raise ValueError(f"model.{key} = {kind!r}: method {self.method.name} needs none, as method=NAME sets")
+        return self
+
+    @model_validator(mode="after")
     def _pooling_is_the_methods(self) -> Config:
         name, pooling = self.method.name, self.model.video_pooling
         needed = {"xpool": "text", "clip_vip": "proxies"}.get(name, "mean")
         if pooling != needed:
             raise ValueError(f"model.video_pooling = {pooling!r}: method {name} needs {needed}")
-        if pooling == "proxies" and self.model.vision_adapter != "none":
-            raise ValueError(f"model.vision_adapter = {self.model.vision_adapter!r}: method {name} needs none")
         if pooling == "proxies" and self.similarity.alpha > 0:
             raise ValueError(
                 f"similarity.alpha = {self.similarity.alpha}: method {name} has no frame features; set 0"

@@ -20,6 +20,9 @@ from tests.helpers.split_files import clips_of
 LOCAL = {"name": "local", "protocol": "fewshot", "videos": "videos", "csv": "clips.csv"}
 
 
+BARE = {"vision_adapter": "none", "text_adapter": "none"}
+
+
 def config(**changes: Any) -> Config:
     values = params()
     for section, settings in changes.items():
@@ -101,7 +104,22 @@ def test_more_categories_than_equiangular_prototypes_have_room_for() -> None:
         check_clips(config_for(LOCAL, 10, split={"shots": 2}), many)
     check_clips(config_for(LOCAL, 3, split={"shots": 2}), clips_of(129))
     check_clips(config_for(LOCAL, 10, split={"shots": 2}, loss={"etf_weight": 0}), many)
-    check_clips(config_for(LOCAL, 10, split={"shots": 2}, method={"name": "finetune"}), many)
+    check_clips(config_for(LOCAL, 10, split={"shots": 2}, method={"name": "finetune"}, model=BARE), many)
+
+
+def test_fewer_prototypes_than_categories() -> None:
+    with pytest.raises(UserError, match=r"etf\.num_classes = 3: must be at least 4, the number of categories"):
+        check_clips(config_for(LOCAL, 2, split={"shots": 2}, etf={"num_classes": 3}), clips_of(4))
+    check_clips(config_for(LOCAL, 2, split={"shots": 2}, etf={"num_classes": 4}), clips_of(4))
+
+
+def test_more_validation_videos_than_are_left() -> None:
+    clips = clips_of(4, train=5)
+    check_clips(config_for(LOCAL, 2, split={"shots": 2, "validation": 3}), clips)
+    with pytest.raises(UserError, match=r"split\.validation = 4: 4 of 4 categories have fewer .*'cat 0' \(3\)"):
+        check_clips(config_for(LOCAL, 2, split={"shots": 2, "validation": 4}), clips)
+    own = [Clip(**{**vars(clip), "id": f"v{clip.id}", "video": f"v{clip.video}", "split": "val"}) for clip in clips]
+    check_clips(config_for(LOCAL, 2, split={"shots": 2, "validation": 4}), [*clips, *own])
 
 
 def test_sizes_of_tasks() -> None:

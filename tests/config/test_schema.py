@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from structalign.cli.params import compose
-from structalign.config.schema import Config, ModelConfig
+from structalign.config.schema import WITHOUT_ADAPTERS, Config, ModelConfig
+from structalign.methods.base.discover import method_class, method_names
 from structalign.util.errors import UserError
 from tests.helpers.errors import refused
 from tests.helpers.params import ROOT, params
@@ -35,13 +36,17 @@ def test_every_data_set_composes_under_its_own_name(tmp_path: Path, data: str) -
 
 
 def test_released_variant_sets_every_choice_of_the_released_code(tmp_path: Path) -> None:
-    config = composed(tmp_path, "variant=released")
-    assert config.etf.construction == "random"
-    assert not config.etf.train_projections
-    assert config.loss.crp_teacher == "initial"
-    assert config.loss.same_video == "negative"
-    assert config.train.schedule == "released"
-    assert config.train.select == "best_on_test"
+    choices = {
+        "variant": "released",
+        "etf": {"construction": "random", "train_projections": False},
+        "loss": {"crp_teacher": "initial", "same_video": "negative", "pseudo_balanced": True},
+        "train": {"schedule": "released", "select": "best_on_test"},
+    }
+    assert yaml.safe_load((ROOT / "conf/variant/released.yaml").read_text()) == choices
+    config = composed(tmp_path, "variant=released").model_dump()
+    assert config["variant"] == choices.pop("variant")
+    for section, values in choices.items():
+        assert values.items() <= config[section].items()
 
 
 def test_the_figures_variant_has_experts_beside_the_text_mlp_and_lora_on_qkv(tmp_path: Path) -> None:
@@ -192,3 +197,19 @@ def test_former_names_of_adapters_are_accepted() -> None:
     }
     model = ModelConfig(**values)
     assert (model.vision_adapter, model.text_adapter) == ("mlp_moe", "lora_moe")
+
+
+@pytest.mark.parametrize("change", ["split.shots=8", "split.imbalance=8", "split.order=shuffled"])
+def test_a_published_split_cannot_be_drawn_in_another_way(tmp_path: Path, change: str) -> None:
+    assert composed(tmp_path, "data=msrvtt", "data.protocol=fewshot", change).data.protocol == "fewshot"
+    with pytest.raises(UserError, match=rf"{change.split('=')[0]} = .*published splits.*data\.protocol=fewshot"):
+        composed(tmp_path, "data=msrvtt", change)
+
+
+def test_a_method_that_trains_all_of_clip_takes_no_adapters(tmp_path: Path) -> None:
+    classes = {name: method_class(name) for name in method_names()}
+    assert set(WITHOUT_ADAPTERS) == {name for name, own in classes.items() if own.trains_clip or not own.trains}
+    with pytest.raises(UserError, match=r"model\.vision_adapter = 'lora': method finetune needs none"):
+        composed(tmp_path, "method=finetune", "variant=figure")
+    with pytest.raises(UserError, match=r"model\.vision_adapter = 'frame_fusion': method finetune needs none"):
+        composed(tmp_path, "method.name=finetune")

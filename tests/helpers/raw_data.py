@@ -16,6 +16,8 @@ def config_for(data: dict[str, Any], num_tasks: int = 2, **sections: dict[str, A
     values = params()
     names = [f"{task:02d}" for task in range(num_tasks + 1)]
     values["split"]["validation"] = 0  # unlike the built-in data, most have none of their own
+    if data["protocol"] == "published":
+        values["split"]["order"] = "given"
     values |= {"K": num_tasks, "data": data, "last": names[-1]}
     values["tasks"] = {names[task]: {"id": task, "previous": names[task - 1]} for task in range(1, num_tasks + 1)}
     for name, changes in sections.items():
