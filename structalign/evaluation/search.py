@@ -62,11 +62,11 @@ class SearchIndex:
         if not 1 <= after <= config.K:
             raise UserError(f"--after {after}: tasks go from 1 to {config.K}")
         checkpoint = Checkpoint.load(paths.checkpoint(after))
-        split = read_task(paths.split(after))
         self.config, self.after = config, after
         self.galleries = load_galleries(paths.gallery(after))
-        self.categories = checkpoint.categories
-        self.learner = Learner(config, split.num_categories, checkpoint)
+        learnt = [read_task(paths.split(task)) for task in range(1, after + 1)]
+        self.categories = [category.name for split in learnt for category in split.categories]
+        self.learner = Learner(config, learnt[-1].num_categories, checkpoint)
         self.ranker = Ranker(self.learner.retriever, self.galleries, config.similarity, config.evaluate)
 
     def search(self, query: str, top: int) -> list[Hit]:
