@@ -42,6 +42,8 @@ def _train(config: Config, task: int) -> None:
     """Train as one of the ranks; rank 0 alone leaves outputs."""
     split, previous, learner = _take_up(config, task)
     resume = ResumeFile(fingerprint(config, task))
+    if learner.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(learner.device)  # a quick run has evaluated earlier tasks in this process
     with TemporaryDirectory(prefix="structalign-") as folder:
         curve = paths.loss_curve(task) if distributed.rank() == 0 else Path(folder) / "loss.csv"
         if learner.method.trains and split.train:

@@ -425,7 +425,8 @@ COST: tuple[Metric, ...] = (
         better="lower",
         ideal=0,
         range="at least 0",
-        meaning="Most memory that any task's training held: of the GPU if it trained on one, else of the process.",
+        meaning="Most memory that any task's training held: of the GPU if it trained on one, else of the process "
+        "(of a quick run: evaluation included).",
         compute=lambda costs: _over_all(max, "peak_memory_mb", costs),
     ),
 )

@@ -66,6 +66,8 @@ def run(count: int, device: torch.device, function: Callable[..., None], *args: 
     """
     nodes = int(os.environ.get("PET_NNODES", "1"))
     if count * nodes == 1:
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # CUDA graphs record on the present GPU, whatever its tensors are on
         function(*args)
         return
     config = _one_machine(count) if nodes == 1 else _several_machines(nodes, count)

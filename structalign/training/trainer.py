@@ -187,7 +187,8 @@ class Trainer:
     @torch.no_grad()
     def _restore(self, rows: LossCurve, best: _BestEpoch) -> tuple[int, float]:
         """Restore an interrupted training; return the epoch to start with and the seconds spent before."""
-        state = None if self.resume is None else self.resume.load()
+        # Rank 0 has saved it, on its own machine: the others have no file if they are on another one.
+        state = None if self.resume is None else distributed.broadcast_from_rank0(self.resume.load)
         if state is None:
             return 1, 0.0
         for weight, saved in zip(self.weights, state["weights"], strict=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from structalign.util.errors import UserError
+
+Value = TypeVar("Value")
 
 
 class CollectiveError(RuntimeError):
@@ -170,11 +172,11 @@ def all_reduce_sum(own: Tensor) -> Tensor:
     return own
 
 
-def broadcast_from_rank0(compute: Callable[[], float]) -> float:
-    """Compute a number on rank 0 and send it to all."""
+def broadcast_from_rank0(compute: Callable[[], Value]) -> Value:
+    """Compute something that can be pickled on rank 0 and send it to all."""
     if world_size() == 1:
         return compute()
-    value: list[float | None] = [compute() if rank() == 0 else None]
+    value: list[Value | None] = [compute() if rank() == 0 else None]
     with collective_errors():
         dist.broadcast_object_list(value, src=0)
-    return float(value[0])  # type: ignore[arg-type]
+    return value[0]  # type: ignore[return-value]

@@ -23,6 +23,7 @@ from torch.nn.functional import normalize
 from structalign.config.schema import Config
 from structalign.methods.base import Method, TrainingFeatures
 from structalign.training import launch
+from structalign.training.resume import ResumeFile
 from structalign.training.trainer import Trainer
 from structalign.util import distributed
 from structalign.util.errors import UserError
@@ -50,11 +51,11 @@ def without_noise() -> Iterator[None]:
         torch.randn_like = drawn
 
 
-def case_config(label: str) -> Config:
+def case_config(label: str, **views: Any) -> Config:
     """A method in batches of 7, 7, 7 and 3 pairs, which two devices cannot share evenly."""
     name, changes = CASES[label]
     plain = config_for(name)
-    train = {**plain.train.model_dump(), "epochs": 1, "batch_size": 7, **changes.get("train", {})}
+    train = {**plain.train.model_dump(), "epochs": 1, "batch_size": 7, **changes.get("train", {}), **views}
     return config_for(name, train=train, model={**plain.model.model_dump(), "dropout": 0.0})
 
 
@@ -65,17 +66,19 @@ def remember(method: Method) -> None:
     method.finish_task(TrainingFeatures(text, old, video, old))
 
 
+def train(config: Config, curve: Path) -> dict[str, Tensor]:
+    """Weights after an epoch of task 2, without noise."""
+    with without_noise():
+        method, data = start(config, 2)
+        if config.method.name == "structalign":
+            remember(method)
+        Trainer(method, data, config, 2).run(curve)
+        return weights_of(method)
+
+
 def train_all(folder: Path) -> None:
     """An epoch of task 2 with every method: rank 0's weights by method, and the loss curves, in a folder."""
-    results = {}
-    with without_noise():
-        for label in CASES:
-            config = case_config(label)
-            method, data = start(config, 2)
-            if config.method.name == "structalign":
-                remember(method)
-            Trainer(method, data, config, 2).run(folder / f"{label}-{distributed.rank()}.csv")
-            results[label] = weights_of(method)
+    results = {label: train(case_config(label), folder / f"{label}-{distributed.rank()}.csv") for label in CASES}
     if distributed.rank() == 0:
         torch.save(results, folder / "weights.pt")
 
@@ -112,9 +115,18 @@ def test_structalign_is_compared_with_its_teacher_and_pseudo_pairs(runs: Runs) -
     assert all(float(row[term]) > 0 for row in rows[1:] for term in ("scl", "crp", "etf", "pseudo"))
 
 
-def test_shared_videos_change_nothing_but_the_augmentation(runs: Runs) -> None:
-    plain, shared = (runs[1][0][label]["text_proj"] for label in ("structalign", "structalign, videos shared"))
+def test_shared_videos_change_nothing_but_the_augmentation(runs: Runs, tmp_path: Path) -> None:
+    labels = ("structalign", "structalign, videos shared")
+    plain, shared = (runs[1][0][label]["text_proj"] for label in labels)
     assert not torch.equal(plain, shared)
+    # Square frames have one view under these settings: the whole frame, as it is.
+    whole = [
+        train(case_config(label, crop_scale=1.0, flip=False), tmp_path / f"{number}.csv")
+        for number, label in enumerate(labels)
+    ]
+    assert whole[0].keys() == whole[1].keys()
+    for name, weight in whole[0].items():
+        torch.testing.assert_close(whole[1][name], weight, rtol=0, atol=1e-5)
 
 
 # What may go wrong
@@ -170,6 +182,24 @@ def test_several_machines_train_together(tmp_path: Path) -> None:
         node.join(200)
         assert node.exitcode == 0
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["2 3.0", "2 3.0"]
+
+
+def resumed_epoch(folder: Path) -> None:
+    """Take up a training that rank 0 alone has saved, as another machine's ranks do."""
+    os.chdir(folder / f"machine-{distributed.rank()}")
+    state = distributed.broadcast_from_rank0(ResumeFile("training").load)
+    assert state is not None
+    Path("epoch").write_text(f"{state['epoch']} {state['weights'][0].tolist()}")
+
+
+def test_ranks_without_a_resume_file_go_on_where_rank_0_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in (0, 1):
+        (tmp_path / f"machine-{rank}").mkdir()
+    monkeypatch.delenv("STRUCTALIGN_PROJECT", raising=False)
+    monkeypatch.chdir(tmp_path / "machine-0")
+    ResumeFile("training").save({"epoch": 5, "weights": [torch.tensor([1.5, 2.0])]})
+    launch.run(2, CPU, resumed_epoch, tmp_path)
+    assert [(tmp_path / f"machine-{rank}/epoch").read_text() for rank in (0, 1)] == ["5 [1.5, 2.0]"] * 2
 
 
 def be_node(variables: dict[str, str], number: str, folder: Path) -> None:
