@@ -19,6 +19,7 @@ minutes, since a killed trial begins anew.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from datetime import date
@@ -33,7 +34,7 @@ from structalign.cli.compare import chosen, common_overrides, output_name, place
 from structalign.experiments import executors
 from structalign.experiments.batch import prepare
 from structalign.experiments.run import last_error
-from structalign.experiments.tuning import NO_OBJECTIVE, Trial, Tuning, middle, read_space
+from structalign.experiments.tuning import DRAW, NO_OBJECTIVE, Trial, Tuning, middle, read_space
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_text
@@ -103,9 +104,8 @@ def run_trials(tunings: list[Tuning], trials: int, resources: executors.Resource
     work = {}
     for tuning in tunings:
         tuning.begin_with_defaults()
-        done, begun = count(tuning), len(tuning.study().trials)
-        log.info(f"{tuning.label}: {done} of {trials} trials are there")
-        work.update({job.name: job for job in (Trial(tuning, begun + n) for n in range(trials - done))})
+        log.info(f"{tuning.label}: {count(tuning)} of {trials} trials are there")
+        work.update({job.name: job for job in missing_trials(tuning, trials)})
     place = tunings[0].place
     fleet = executors.Fleet(resources, place.scratch)
     if work:
@@ -117,6 +117,16 @@ def run_trials(tunings: list[Tuning], trials: int, resources: executors.Resource
                 log.error(f"{name}: {error} ({place.log(name)})")
                 if error.startswith(NO_OBJECTIVE):
                     raise UserError(error)
+
+
+def missing_trials(tuning: Tuning, trials: int) -> list[Trial]:
+    """List as many jobs as are missing, by the lowest numbers whose trials have not ended.
+
+    Jobs that an earlier call left on Slurm have such numbers: so they are found by their names and count.
+    """
+    ended = {trial.user_attrs.get(DRAW, trial.number) for trial in tuning.study().trials if trial.state.is_finished()}
+    free = (draw for draw in itertools.count(1) if draw not in ended)
+    return [Trial(tuning, draw) for draw in itertools.islice(free, max(0, trials - count(tuning)))]
 
 
 def count(tuning: Tuning) -> int:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
@@ -104,17 +105,19 @@ def resources(args: argparse.Namespace) -> Resources:
 
 
 def _minutes(text: str) -> int:
-    """Read a time limit as sbatch writes it: minutes, `H:MM:SS` or `D-H:MM:SS`, rounded up."""
+    """Read a time limit as sbatch writes it: minutes, `H:MM:SS`, `D-H`, `D-H:MM` or `D-H:MM:SS`, rounded up."""
     days, _, rest = text.rpartition("-")
     try:
         parts = [int(part) for part in rest.split(":")]
         whole_days = int(days or 0)
     except ValueError:
         parts = []
-    if len(parts) not in (1, 3) or min(parts) < 0:
+    if len(parts) not in ((1, 2, 3) if days else (1, 3)) or min(parts) < 0:
         raise UserError(f"--time {text}: must be minutes or [days-]hours:minutes:seconds, such as 24:00:00")
-    minutes = parts[0] if len(parts) == 1 else parts[0] * 60 + parts[1] + (parts[2] > 0)
-    return whole_days * 24 * 60 + minutes
+    if len(parts) == 1 and not days:
+        return parts[0]
+    hours, minutes, seconds = (*parts, 0, 0)[:3]
+    return (whole_days * 24 + hours) * 60 + minutes + (seconds > 0)
 
 
 class Fleet:
@@ -249,7 +252,12 @@ def _gpus() -> list[int]:
     """Number the GPUs that this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [int(part) for part in visible.split(",") if part.strip().isdigit()]
+        names = [part.strip() for part in visible.split(",") if part.strip()]
+        if unclear := [name for name in names if not name.removeprefix("-").isdigit()]:
+            raise UserError(
+                f"CUDA_VISIBLE_DEVICES: {unclear[0]}: name the GPUs by number, so that jobs can share them"
+            )
+        return [int(name) for name in takewhile(str.isdigit, names)]  # CUDA ignores what follows a -1
     if not shutil.which("nvidia-smi"):
         return []
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], text=True, capture_output=True, check=False)

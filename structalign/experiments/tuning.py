@@ -38,6 +38,9 @@ SPACES = Path("conf/tune")
 VALIDATION = "val_"
 """How objectives begin that are measured on validation videos."""
 
+DRAW = "draw"
+"""Attribute of a trial: the number of the job that made it."""
+
 NO_OBJECTIVE = "no objective"
 """How the error begins after which no further trial makes sense."""
 
@@ -308,6 +311,7 @@ class Trial:
         with FileLock(f"{tuning.journal}.ask"):
             retry_lost(tuning, study)
             trial = study.ask(tuning.space)
+            trial.set_user_attr(DRAW, self.draw)
             lock = tuning.trial_lock(trial.number)
             lock.acquire()
         with lock:

@@ -17,7 +17,16 @@ def asked(*arguments: str) -> Resources:
 
 
 @pytest.mark.parametrize(
-    ("text", "minutes"), [("90", 90), ("24:00:00", 1440), ("1:30:01", 91), ("2-12:00:00", 3600), ("0:00:30", 1)]
+    ("text", "minutes"),
+    [
+        ("90", 90),
+        ("24:00:00", 1440),
+        ("1:30:01", 91),
+        ("2-12:00:00", 3600),
+        ("1-12", 2160),
+        ("1-12:30", 2190),
+        ("0:00:30", 1),
+    ],
 )
 def test_time_limits_are_read_as_slurm_writes_them(text: str, minutes: int) -> None:
     assert asked("--time", text).minutes == minutes
@@ -52,6 +61,8 @@ def test_a_machine_without_slurm_is_told_so(monkeypatch: pytest.MonkeyPatch) -> 
         ("2,3,5,7", 3, [(2,), (3,), (5,)]),
         ("2,3", 3, [(2,), (3,), (2,)]),
         ("", 2, [(), ()]),
+        ("-1", 1, [()]),
+        ("2,-1,3", 1, [(2,)]),
     ],
 )
 def test_jobs_divide_the_gpus_that_are_visible(
@@ -66,3 +77,11 @@ def test_jobs_get_as_many_gpus_as_are_asked_for(monkeypatch: pytest.MonkeyPatch,
     assert Fleet(Resources(jobs=2, gpus=2), tmp_path).free == [(2, 3), (5, 7)]
     with pytest.raises(UserError, match="--jobs 3 with --gpus 2: there are 4 GPUs here"):
         Fleet(Resources(jobs=3, gpus=2), tmp_path)
+
+
+def test_gpus_that_have_no_number_are_refused_rather_than_left_idle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1234abcd-0000,GPU-5678abcd-0000")
+    with pytest.raises(UserError, match=r"^CUDA_VISIBLE_DEVICES: GPU-1234abcd-0000: name the GPUs by number"):
+        Fleet(Resources(), tmp_path)

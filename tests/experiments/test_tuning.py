@@ -11,10 +11,10 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from structalign.cli.tune import main, tuned_config
+from structalign.cli.tune import main, missing_trials, tuned_config
 from structalign.experiments.run import Place
 from structalign.experiments.source import Source
-from structalign.experiments.tuning import Times, Tuning, objective_in, read_space
+from structalign.experiments.tuning import DRAW, Times, Tuning, objective_in, read_space
 from structalign.methods.base.discover import method_class, method_names
 from structalign.util.errors import UserError
 from tests.experiments.test_batch import family_of_a_training, numbers
@@ -186,6 +186,20 @@ def test_every_data_set_is_searched_around_its_own_values(place: Place, label: s
     assert all(tuning.space[key].low < value < tuning.space[key].high for key, value in tuning.untuned.items())
     tuning.begin_with_defaults()
     assert tuning.study().ask(tuning.space).params == pytest.approx(tuning.untuned)
+
+
+def test_jobs_of_an_earlier_call_are_found_by_their_numbers(place: Place) -> None:
+    tuning = set_up(place, "finetune")
+    names = {job.name for job in missing_trials(tuning, 3)}
+    assert names == {f"{tuning.name}-job{number}" for number in (1, 2, 3)}
+    study = tuning.study()
+    for draw, state in ((1, None), (2, TrialState.COMPLETE), (3, TrialState.FAIL), (4, None), (5, TrialState.PRUNED)):
+        trial = study.ask(tuning.space)
+        trial.set_user_attr(DRAW, draw)
+        if state is not None:
+            study.tell(trial, 1.0 if state is TrialState.COMPLETE else None, state=state)
+    assert [job.draw for job in missing_trials(tuning, 6)] == [1, 4, 6, 7]  # 1 and 4 are under way
+    assert missing_trials(tuning, 2) == []
 
 
 def test_what_is_found_is_named_after_data_and_tasks(place: Place) -> None:
