@@ -135,7 +135,7 @@ def few_shot_split(
             shown = draw(sorted(train, key=lambda clip: clip.id), n_samples=drawn[category])
             chosen[-1] += [*shown, *test]
             if validation:
-                spare = pools[category, "val"] or _left_over(train, shown)
+                spare = pools[category, "val"] or _left_over(train, [*shown, *test])
                 _check_spare(category, len(spare), validation)
                 chosen[-1] += draw(sorted(spare, key=lambda clip: clip.id), n_samples=validation)
     gone = [[clip for clip in clips if clip.id in set(missing) and clip.category in group] for group in groups]
@@ -171,9 +171,9 @@ def read_missing(path: str | Path, clips: list[Clip]) -> list[str]:
     return missing
 
 
-def _left_over(train: list[Clip], shown: list[Clip]) -> list[Clip]:
-    """Training clips of videos that no drawn clip shows, for validation."""
-    used = {clip.video for clip in shown}
+def _left_over(train: list[Clip], taken: list[Clip]) -> list[Clip]:
+    """Training clips of videos that no clip drawn for training or for the test shows, for validation."""
+    used = {clip.video for clip in taken}
     return [replace(clip, split="val") for clip in train if clip.video not in used]
 
 

@@ -143,6 +143,21 @@ def test_validation_clips_are_their_own_or_what_the_draw_of_training_clips_left(
         few_shot_split(clips, 2, 3, 0, validation=3)
 
 
+def test_a_training_clip_of_a_test_video_does_not_validate() -> None:
+    tested = next(clip.video for clip in clips_of(4) if clip.id == "test-0-0")
+    clips = [replace(clip, video=tested) if clip.id == "train-0-4" else clip for clip in clips_of(4)]
+    seen = set()
+    for seed in range(10):
+        train = [sample.clip for split in few_shot_split(clips, 2, 3, seed) for sample in split.train]
+        seen.add("train-0-4" in train)
+        if "train-0-4" in train:
+            few_shot_split(clips, 2, 3, seed, validation=2)
+        else:
+            with pytest.raises(UserError, match="'cat 0' has 1 videos with frames for validation"):
+                few_shot_split(clips, 2, 3, seed, validation=2)
+    assert seen == {False, True}
+
+
 def test_task_files_round_trip(tmp_path: Path) -> None:
     split = few_shot_split(clips_of(4), 2, 2, 0, missing=["test-0-0"])[0]
     write_task(split, tmp_path / "task-01.json")

@@ -106,7 +106,8 @@ def _validation_segments(data: DataConfig) -> tuple[Path, Segments]:
     if data.validation_captions is None or data.labels is None:
         raise UserError(
             "split.validation needs data.validation_captions (train.json of ActivityNet Captions) and data.labels "
-            "(activity_net.v1-3.min.json): name both files, or set split.validation to 0"
+            "(activity_net.v1-3.min.json): -S 'data.validation_captions={source: FILE}' -S 'data.labels={source: "
+            "FILE}', or set split.validation to 0"
         )
     path = obtain(data.validation_captions)
     return path, read_segments(path)

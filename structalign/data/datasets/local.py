@@ -78,11 +78,10 @@ def prepare(config: Config, target: Path) -> list[Clip]:
 
 
 def _missing(clips: list[Clip], videos: list[str]) -> list[str]:
-    """Name the videos that are not there, each with the line that asks for it and the file that may be meant."""
+    """Name the absent video of every clip that has none, with the clip's line and the file that may be meant."""
     present, stems = set(videos), {str(PurePosixPath(path).with_suffix("")): path for path in videos}
-    lacking = {clip.video: clip.origin for clip in reversed(clips) if clip.video not in present}
-    hints = {video: f"; is {stems[video]} meant?" if video in stems else "" for video in lacking}
-    return [f"{video} ({lacking[video]}{hints[video]})" for video in reversed(lacking)]
+    hints = {video: f"; is {path} meant?" for video, path in stems.items()}
+    return [f"{clip.video} ({clip.origin}{hints.get(clip.video, '')})" for clip in clips if clip.video not in present]
 
 
 def read_csv(path: Path) -> list[Clip]:
@@ -176,9 +175,9 @@ def _key(row: dict[str, str], where: str) -> Key:
     if not row["video"]:
         raise UserError(f"{where}: a caption without a video")
     if not row["caption"]:
-        raise UserError(f"{where}: video {row['video']} without a caption")
+        raise UserError(f"{where}: video {row['video']!r} without a caption")
     if not is_readable(row["caption"]):
-        raise UserError(f"{where}: video {row['video']} has a caption without a word: {row['caption']!r}")
+        raise UserError(f"{where}: video {row['video']!r} has a caption without a word: {row['caption']!r}")
     if not row["category"]:
         raise UserError(f"{where}: the category is empty")
     if row["split"] not in SIDES:
