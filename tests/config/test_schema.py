@@ -213,3 +213,10 @@ def test_a_method_that_trains_all_of_clip_takes_no_adapters(tmp_path: Path) -> N
         composed(tmp_path, "method=finetune", "variant=figure")
     with pytest.raises(UserError, match=r"model\.vision_adapter = 'frame_fusion': method finetune needs none"):
         composed(tmp_path, "method.name=finetune")
+
+
+def test_files_that_are_the_users_fill_what_is_empty(tmp_path: Path) -> None:
+    files = ("data.validation_captions={source: /a/train.json}", "data.labels={source: /a/labels.json}")
+    data = composed(tmp_path, "data=actnet", *files).data.model_dump()
+    assert data["validation_captions"]["source"] == "/a/train.json"
+    assert data["labels"] == {"source": "/a/labels.json", "sha256": None}
