@@ -45,7 +45,7 @@ def gram(means: Mapping[str, np.ndarray], tasks: Sequence[int], names: Sequence[
     labels = drawable(names) if names is not None and num_classes <= CELL_LIMIT else []
     panels_of = {modality: _cosines(values) for modality, values in means.items()}
     panels_of[f"ideal: {ideal[0, -1]:.3f} off the diagonal"] = ideal
-    figure, panels = new_figure(1, len(panels_of), width=1.5 + 4 * len(panels_of), height=4.6)
+    figure, panels = new_figure(1, len(panels_of), width=1.5 + 4 * len(panels_of), height=4.7, sharey=True)
     ends = np.flatnonzero(np.diff(tasks)) + 1
     for axes, (title, cosines) in zip(panels, panels_of.items(), strict=True):
         image = axes.imshow(cosines, cmap="vlag", vmin=-1, vmax=1, interpolation="nearest")
@@ -55,9 +55,11 @@ def gram(means: Mapping[str, np.ndarray], tasks: Sequence[int], names: Sequence[
         axes.set_title(title)
         axes.grid(False)
         axes.set_xlabel("class, in order of learning")
-        if labels:
-            axes.set_xticks([])
-            axes.set_yticks(range(num_classes), labels if axes is panels[0] else [""] * num_classes, fontsize=8)
+        axes.set_xticks([])
+    if labels:
+        panels[0].set_yticks(range(num_classes), labels, fontsize=8)
+    else:
+        panels[0].set_ylabel("class, in order of learning")
     figure.colorbar(image, ax=list(panels), label="cosine, mean over classes removed", shrink=0.8)
     figure.suptitle("Gram matrix of class means against the ideal ETF")
     return figure
