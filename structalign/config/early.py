@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from structalign.config.backbone import adapted_blocks, backbone_config
 from structalign.util.errors import UserError
@@ -123,7 +123,7 @@ def _check_room(config: Config, categories: int) -> None:
         )
 
 
-def _check_validation(config: Config, categories: Sequence[str], counts: Counter[tuple[str, str]]) -> None:
+def _check_validation(config: Config, categories: Sequence[str], counts: Counter[tuple[str, Any]]) -> None:
     """Refuse more validation videos than a category has of its own, or else training videos that are not drawn."""
     drawn = config.split.shots if config.split.imbalance == 1 else 1
     spare = {name: counts[name, "val"] or counts[name, "train"] - drawn for name in categories}
