@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -141,8 +142,17 @@ def test_only_what_is_needed_is_decoded(
 ) -> None:
     path = write_video(tmp_path / name, moving(50), codec, rate=25, options=options)
     monkeypatch.setattr(video, "_read_everything", lambda _: pytest.fail("decoded everything"))
+    needed, masks = video._needed, []
+
+    def noted(*arguments: Any) -> np.ndarray:
+        masks.append(needed(*arguments))
+        return masks[-1]
+
+    monkeypatch.setattr(video, "_needed", noted)
     for first in range(0, 50, 3):
         read(path, 1, first / 25, (first + 1) / 25)
+    assert len(masks[0]) == 50
+    assert not masks[0].all()
 
 
 def test_variable_rate_samples_what_is_on_show(tmp_path: Path) -> None:

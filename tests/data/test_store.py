@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,10 +54,14 @@ def test_a_damaged_shard_is_named(folder: Path, damage: Callable[[Path], object]
 
 
 def test_training_looks_at_all_shards_first(folder: Path) -> None:
-    cut(folder / "shard-0000.zip", 0.5)
+    shutil.copyfile(folder / "shard-0000.zip", folder / "shard-0001.zip")
     Path("data/split").mkdir()
     Path("data/split/task-01.json").write_text("{}")
-    with refused(r"shard-0000\.zip: damaged .*structalign repair"):
+    whole = fingerprint(params.config(), 1)
+    assert whole == fingerprint(params.config(), 1)
+    assert whole != fingerprint(params.config("loss.etf_weight=0.5"), 1)
+    cut(folder / "shard-0001.zip", 0.5)
+    with refused(r"shard-0001\.zip: damaged .*structalign repair"):
         fingerprint(params.config(), 1)
 
 

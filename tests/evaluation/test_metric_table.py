@@ -81,8 +81,10 @@ def test_alignment_is_nowhere_said_to_be_ideal_at_zero(tmp_path: Path) -> None:
     headers = {str(column.header).split("\n")[0]: str(column.header).split("\n")[1:] for column in table.columns}
     assert headers["alignment"] == ["↑ higher is better", "ideal 1"]
     assert headers["spread of norms"] == ["↓ lower is better", "ideal 0"]
-    with Console(width=200).capture() as shown:
-        Console(width=200).print(table)
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(table)
+    assert "alignment" in shown.get()
     assert "0 is ideal" not in shown.get()
 
 

@@ -130,6 +130,7 @@ def test_a_runner_that_ends_early_leaves_nothing_to_repair(project: LightProject
     (project.folder / "hold").touch()
     runner = project.start(*compare)
     wait_until(lambda: len(project.trainings()) == 2)
+    assert left_over(project)  # the mark by which they are found is the one by which they are ended
     os.kill(runner.pid, how)
     runner.wait(60)
     if how is signal.SIGINT:

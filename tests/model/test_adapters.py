@@ -249,9 +249,16 @@ def test_several_mixtures_together_give_what_each_gives_alone(
         torch.testing.assert_close(together, torch.stack([experts(states), other(states)]), atol=1e-5, rtol=1e-5)
 
 
-def test_mixtures_draw_dropout_and_noise_of_their_own(experts: LowRankExperts) -> None:
-    experts.dropout = 0.5
-    experts.context.prototype = torch.randn(8)
+@pytest.mark.parametrize(
+    ("dropout", "prototype"),
+    [(0.0, torch.linspace(-1, 1, 8)), (0.5, None)],  # without a prototype there is no router, and so no noise
+    ids=["noise alone", "dropout alone"],
+)
+def test_mixtures_draw_dropout_and_noise_of_their_own(
+    experts: LowRankExperts, dropout: float, prototype: Tensor | None
+) -> None:
+    experts.dropout = dropout
+    experts.context.prototype = prototype
     first, second = mixed_updates([experts.train(), experts], torch.randn(2, 4, 8))
     assert not torch.equal(first, second)
 

@@ -86,7 +86,14 @@ def test_checkpointing_changes_no_gradient(vision: str, text: str) -> None:
     plain = trained_retriever(vision=vision, text=text)
     checkpointed = copy.deepcopy(plain)
     checkpointed.model = plain.model.model_copy(update={"checkpoint_vision": True})
+    starts: dict[str, list[int]] = {"plain": [], "checkpointed": []}
+    for retriever, noted in zip((plain, checkpointed), starts.values(), strict=True):
+        # Before the block, because PyTorch breaks off what it computes again as soon as it has what it needs.
+        retriever.clip.visual.transformer.resblocks[-1].register_forward_pre_hook(
+            lambda *_, noted=noted: noted.append(1)
+        )
     assert_same_gradients(plain, checkpointed)
+    assert len(starts["checkpointed"]) > len(starts["plain"]) > 0
 
 
 @pytest.mark.parametrize("layers", [0, 2, 4])

@@ -69,13 +69,20 @@ def test_leading_tokens_see_everything_and_patches_their_own_frame(pool: str) ->
 
 def test_what_is_computed_again_has_the_same_gradients() -> None:
     pixels = torch.randint(256, (2, FRAMES_SHOWN, 3, 32, 32), dtype=torch.uint8)
-    gradients = []
+    gradients, calls = [], []
     for recompute in (False, True):
         made = retriever()
         made.model = ModelConfig(**{**made.model.model_dump(), "checkpoint_vision": recompute})
         made.prepare_task(1)
+        starts: list[int] = []
+        # Before the MLP, because PyTorch breaks off what it computes again as soon as it has what it needs.
+        made.clip.visual.transformer.resblocks[-1].mlp.register_forward_pre_hook(
+            lambda *_, noted=starts: noted.append(1)
+        )
         made.encode_video(pixels)[1].sum().backward()
+        calls.append(len(starts))
         gradients.append({name: weight.grad for name, weight in made.named_parameters() if weight.grad is not None})
+    assert calls[1] > calls[0] > 0
     assert {"proxies.proxies", "proxies.temporal"} <= set(gradients[0])
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():

@@ -376,13 +376,14 @@ def test_broken_loss_curve_is_named(tmp_path: Path) -> None:
 def test_failure_while_drawing_leaves_the_earlier_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gallery(tmp_path, bare=True)
     run_stage(tmp_path, monkeypatch)
-    before = {path.name for path in (tmp_path / "plots/figures").iterdir()}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "plots/figures").iterdir()}
 
-    def fail(*_: object) -> None:
+    def fail(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(stage.figures, "save", fail)
     with pytest.raises(OSError, match="disk full"):
         run_stage(tmp_path, monkeypatch)
-    assert {path.name for path in (tmp_path / "plots/figures").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in (tmp_path / "plots/figures").iterdir()} == before
     assert not list((tmp_path / "plots").glob(".*"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +77,18 @@ def test_help_names_what_dvc_declares(name: str) -> None:
     assert "${" not in text
     assert all(word in text for word in ("reads", "parameters", "writes"))
     assert "stages/" not in text
+    rows = [line.split(maxsplit=1) for line in text.splitlines()[1:]]
+    shown = {label: items.split(", ") for label, items in rows}
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][name]
+    stage = stage.get("do", stage)
+    declared = {
+        "reads": [item for item in stage["deps"] if not item.startswith(("stages/", "structalign/"))],
+        "parameters": stage["params"],
+        "writes": [*stage["outs"], *(path for item in stage.get("metrics", []) for path in item)],
+    }
+    for label, items in declared.items():
+        for item in items:
+            assert fnmatch.filter(shown[label], re.sub(r"\$\{.*?\}", "*", item)), item
 
 
 def test_help_of_other_commands_is_unchanged() -> None:
