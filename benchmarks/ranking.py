@@ -43,10 +43,10 @@ from structalign.config.schema import Config, EvaluateConfig, SimilarityConfig
 from structalign.evaluation import metrics
 from structalign.evaluation.evaluate import rank, recall_over_all, recall_within_task, video_to_text
 from structalign.evaluation.metric_table import recall_at
-from structalign.evaluation.search import SearchIndex
 from structalign.retrieval.gallery import TaskGallery, load_galleries, save_index
 from structalign.retrieval.index import FaissIndex
 from structalign.retrieval.ranker import Ranker
+from structalign.search import GallerySearch
 from structalign.util.checkpoint import load_tensors
 from structalign.util.files import atomic_write_json
 

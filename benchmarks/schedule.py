@@ -26,7 +26,7 @@ import torch
 from benchmarks.measure import machine
 from benchmarks.step import architecture
 from structalign import paths
-from structalign.cli.params import compose
+from structalign.config.compose import compose
 from structalign.config.schema import Config
 from structalign.data.tasks import Sample
 from structalign.evaluation.evaluate import rank, recall_over_all

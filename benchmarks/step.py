@@ -32,16 +32,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import machine
-from structalign.cli.params import compose
+from structalign.config.compose import compose
 from structalign.config.schema import Config
 from structalign.methods.base import Batch, TrainingFeatures, total
 from structalign.methods.structalign import StructAlign
-from structalign.model.adapters import LowRankAttention
+from structalign.model.adapters import LoRAAttention
 from structalign.model.clip import ClipInfo
 from structalign.model.fast_clip import QuickGELU, fuse_quick_gelu, skip_last_patches
 from structalign.model.retriever import Retriever
-from structalign.model.tiny_clip import INFO
-from structalign.training.graphs import recorded_encoders, replaying
+from structalign.pretraining.tiny_clip import INFO
+from structalign.training.graphs import graphed_encoders, replaying
 from structalign.training.learner import compile_encoders
 from structalign.training.trainer import autocast
 from structalign.util.distributed import pick_device

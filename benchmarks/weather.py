@@ -23,10 +23,10 @@ from structalign.config.schema import ModelConfig
 from structalign.data.datasets.creatures import Family, Scene, _plan, families, film
 from structalign.data.weather import WEATHER
 from structalign.evaluation.reference import zero_shot_ranks
+from structalign.losses.contrastive import pool_frames
 from structalign.model.retriever import Retriever
-from structalign.model.tiny_clip import tiny_clip
-from structalign.retrieval.index import global_features
-from structalign.training.views import test_pixels
+from structalign.pretraining.tiny_clip import tiny_clip
+from structalign.training.views import center_crop
 
 SEED = 100
 """Of the tuning data: no result uses it."""

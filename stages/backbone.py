@@ -8,7 +8,7 @@ from stages.run import run
 from structalign import paths
 from structalign.config.schema import Config
 from structalign.model.clip import ClipInfo, open_clip_backbone, save_clip
-from structalign.model.tiny_clip import tiny_clip
+from structalign.pretraining.tiny_clip import tiny_clip
 from structalign.retrieval.gallery import save_index
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.files import atomic_write_json, fresh_dir

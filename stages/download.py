@@ -6,9 +6,10 @@ from importlib import import_module
 from pathlib import Path
 
 from stages.run import run
+from structalign import paths
 from structalign.config.early import check_clips, check_parameters
 from structalign.config.schema import Config
-from structalign.data.clips import MANIFEST, Clip, raw_folder, write_manifest
+from structalign.data.clips import MANIFEST, Clip, write_manifest
 from structalign.data.datasets.published_splits import require_published
 from structalign.util.files import fresh_dir
 from structalign.util.log import log

@@ -18,7 +18,7 @@ from structalign.evaluation.examples import follow, illustrate
 from structalign.evaluation.record import Record
 from structalign.evaluation.reference import recall_within_own_gallery, reference
 from structalign.model.retriever import Retriever
-from structalign.retrieval.gallery import TaskGallery, copy_galleries, load_galleries, save_index
+from structalign.retrieval.gallery import Side, TaskGallery, load_galleries, store_galleries
 from structalign.training.learner import Learner
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.files import fresh_dir

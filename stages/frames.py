@@ -5,9 +5,9 @@ from __future__ import annotations
 from stages.run import run
 from structalign import paths
 from structalign.config.schema import Config
-from structalign.data.clips import raw_folder, read_manifest
+from structalign.data.clips import MANIFEST, read_manifest
 from structalign.data.datasets.common import video_root
-from structalign.data.frames import clips_of, extract
+from structalign.data.frames import extract, in_reading_order
 from structalign.util.files import fresh_dir
 from structalign.util.log import log
 

@@ -6,14 +6,11 @@ No other stage waits for it (`pretrain/dvc.yaml`, frozen): it takes 17 minutes o
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from pathlib import Path
 
 from structalign.model.tiny_clip import WEIGHTS, store
 from structalign.report.figures import save
 from structalign.report.figures.pretraining import pretraining
-from structalign.training.pretrain import STEPS, Pretraining
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.files import atomic_write_text
 from structalign.util.log import progress

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from structalign import paths
 from structalign.config.pipeline import is_code, stage_entry
 from structalign.config.schema import Config
 from structalign.util.command import errors_in_one_line, parse

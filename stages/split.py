@@ -5,10 +5,10 @@ from __future__ import annotations
 from stages.run import run
 from structalign import paths
 from structalign.config.schema import Config
-from structalign.data.clips import MANIFEST, Clip, raw_folder, read_manifest
+from structalign.data.clips import MANIFEST, Clip, read_manifest
 from structalign.data.datasets.published_splits import read_published, require_published, split_file
 from structalign.data.split import few_shot_split, published_split, read_missing
-from structalign.data.tasks import TaskSplit, task_file, write_task
+from structalign.data.tasks import TaskSplit, write_task
 from structalign.util.files import fresh_dir
 from structalign.util.log import log
 

@@ -21,7 +21,7 @@ from structalign.training import launch
 from structalign.training.learner import Learner
 from structalign.training.loader import TrainingSet
 from structalign.training.loss_curve import LossCurve
-from structalign.training.resume import ResumeFile, fingerprint
+from structalign.training.resume import ResumeFile, training_fingerprint
 from structalign.training.trainer import Cost, Trainer
 from structalign.util import distributed
 from structalign.util.checkpoint import Checkpoint

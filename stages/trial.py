@@ -14,11 +14,11 @@ from structalign.config.schema import Config
 from structalign.data.store import FrameStore
 from structalign.data.tasks import read_task
 from structalign.evaluation.evaluate import rank, recall_over_all
-from structalign.retrieval.gallery import TaskGallery, copy_galleries, save_index
+from structalign.retrieval.gallery import Side, TaskGallery, store_galleries
 from structalign.training.learner import Learner
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.errors import UserError
-from structalign.util.files import atomic_write_json, fresh_dir
+from structalign.util.files import atomic_write_json
 from structalign.util.log import log
 
 

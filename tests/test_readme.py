@@ -15,7 +15,7 @@ import yaml
 from dvc.cli import parse_args
 
 from structalign.__main__ import command_names, main
-from structalign.cli.params import compose
+from structalign.config.compose import compose
 from tests.helpers.checkout import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

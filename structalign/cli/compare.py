@@ -19,16 +19,15 @@ method and variant.
 from __future__ import annotations
 
 import argparse
-import fnmatch
-import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from structalign import paths
 from structalign.experiments import executors
 from structalign.experiments.batch import results_of, run_missing
 from structalign.experiments.results import Results, dvc_cache

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from structalign import paths
 from structalign.model.clip import build_clip, save_clip
-from structalign.model.released import Released, read_released
+from structalign.released import Released, read_released
 from structalign.training.loss_curve import LossCurve
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.command import errors_in_one_line, parse

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from structalign import paths
 from structalign.evaluation.geometry import GEOMETRY
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.command import errors_in_one_line, parse

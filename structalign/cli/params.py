@@ -10,14 +10,9 @@ the whole override in single quotes for the shell: 'data.videos="/data/Vidéos"'
 from __future__ import annotations
 
 import argparse
-import re
-import shlex
-from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
-from structalign.config.schema import Config
+from structalign.config.compose import compose
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.errors import UserError
 

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import yaml
 
-from structalign.util.log import configure, log, progress
+from structalign.experiments.results import dvc_repo
+from structalign.util.command import errors_in_one_line, parse
+from structalign.util.log import log, progress
 
 LOCK = Path("dvc.lock")
 _OBJECT = re.compile(r"([0-9a-f]{32})(\.dir)?")

@@ -19,9 +19,9 @@ from rich.text import Text
 from structalign import paths
 from structalign.config.schema import Config
 from structalign.data.store import FrameStore
-from structalign.evaluation.search import Hit, SearchIndex
 from structalign.report.figures.hits import contact_sheet
 from structalign.report.figures.style import save
+from structalign.search import GallerySearch, Hit
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.errors import UserError
 from structalign.util.log import log

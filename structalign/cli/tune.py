@@ -30,10 +30,11 @@ import pandas as pd
 import yaml
 from optuna.trial import TrialState
 
-from structalign.cli.compare import chosen, common_overrides, output_name, place_of, seeds_of
+from structalign import paths
 from structalign.experiments import executors
 from structalign.experiments.batch import prepare
-from structalign.experiments.run import last_error
+from structalign.experiments.run import Workspace, last_error
+from structalign.experiments.study import chosen, common_overrides, output_name, seeds_of
 from structalign.experiments.tuning import DRAW, NO_OBJECTIVE, Trial, Tuning, middle, read_space
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.errors import UserError

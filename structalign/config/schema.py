@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 
 from structalign.config.discovery import module_names, one_of
+from structalign.config.pipeline import ROOT
 from structalign.config.section import Auto, Count, DataSection, Fraction, Positive, Rate, Section, Weight
 from structalign.util.errors import UserError
 from structalign.util.log import log

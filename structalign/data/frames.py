@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from structalign import paths
 from structalign.config.schema import FramesConfig
 from structalign.data.archive import video_file
 from structalign.data.clips import Clip
 from structalign.data.decode import Request, UndecodableError, decode, sample_indices
-from structalign.data.store import Place, entry_name
+from structalign.data.store import FrameEntry, entry_name
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_json
 from structalign.util.log import log, progress

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from structalign import paths
 from structalign.util.errors import UserError
-from structalign.util.files import MEND, read_json
+from structalign.util.files import REPAIR_ADVICE, read_json
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from structalign.data.store import FrameStore
 from structalign.evaluation.metrics import ranks
-from structalign.retrieval.gallery import TaskGallery
+from structalign.retrieval.gallery import TaskGallery, locate
 
 FOLLOWED = 120
 """Number of queries that a run follows, the same number for every task."""

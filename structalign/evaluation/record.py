@@ -31,7 +31,7 @@ from structalign.evaluation.examples import Followed
 from structalign.evaluation.geometry import ClassMeans, geometry
 from structalign.evaluation.metric_table import METRICS, Measured, computed, recall_at
 from structalign.evaluation.reference import Reference, zero_shot_ranks
-from structalign.retrieval.gallery import TaskGallery, fingerprint
+from structalign.retrieval.gallery import TaskGallery, data_fingerprint
 from structalign.util.checkpoint import load_tensors, save_tensors
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_json, atomic_write_text, read_json

@@ -12,10 +12,10 @@ from structalign.config.schema import SimilarityConfig
 from structalign.data.tasks import TaskSplit
 from structalign.evaluation.evaluate import rank, recall_over_all
 from structalign.evaluation.metrics import ranks
+from structalign.losses.contrastive import pool_frames
 from structalign.model.retriever import Retriever
 from structalign.retrieval.encode import encode_texts, restore_order
 from structalign.retrieval.gallery import TaskGallery
-from structalign.retrieval.index import global_features
 
 BLOCK = 2**24
 """Number of scores at a time: 64 MB."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from structalign.experiments.executors import Fleet, Resources
 from structalign.experiments.results import Experiments, QuickResults, Results
-from structalign.experiments.run import Experiment, Place, Preparation, QuickExperiment, last_error
+from structalign.experiments.run import Experiment, Preparation, QuickExperiment, Workspace, last_error
 from structalign.experiments.study import SHARED_STAGES, Run, to_prepare
 from structalign.util.log import log, progress_bar
 

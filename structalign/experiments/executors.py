@@ -18,6 +18,7 @@ import psutil
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from structalign import paths
 from structalign.util.errors import UserError
 from structalign.util.log import log
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,11 +24,13 @@ import psutil
 from filelock import FileLock
 from submitit.helpers import DelayedSubmission
 
-from structalign.experiments.results import Experiments, QuickResults, finished
+from structalign import paths
+from structalign.experiments.results import Experiments, QuickResults, dvc_cache, finished
 from structalign.experiments.source import Source, git
 from structalign.experiments.study import SHARED_STAGES
 from structalign.util.errors import UserError
 from structalign.util.files import PROJECT_VARIABLE
+from structalign.util.log import log
 
 RUN_VARIABLE = "STRUCTALIGN_RUN"
 """Environment variable of every process of a run: its clone. So processes that outlived their parent are found."""

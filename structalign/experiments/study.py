@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import fnmatch
 import hashlib
 import json
 import re
@@ -13,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from structalign.cli.params import compose
+from structalign.config.compose import compose
 from structalign.experiments.source import Source
 from structalign.util.errors import UserError
 

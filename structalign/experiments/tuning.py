@@ -10,12 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from submitit.helpers import DelayedSubmission
 
+from structalign import paths
 from structalign.experiments.results import Experiments
-from structalign.experiments.run import STARTED, Experiment, Job, Place, note
+from structalign.experiments.run import Experiment, Job, Workspace, note
 from structalign.experiments.study import SHARED_STAGES, Run, composed, make_run, read_yaml, value_of, words_of
-from structalign.paths import TRIAL
 from structalign.util.errors import UserError
 
 SPACES = Path("conf/tune")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch.nn.functional import normalize
 
 from structalign.config.schema import Config
-from structalign.losses.contrastive import cross_task
+from structalign.losses.contrastive import cross_task, pool_frames
 from structalign.methods.base import AdapterMethod, Batch, Term, Terms, TrainingFeatures
 from structalign.model.retriever import Retriever
 from structalign.retrieval.gallery import TaskGallery

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ from structalign.data.tasks import Sample
 from structalign.retrieval.index import FaissIndex
 from structalign.util.checkpoint import load_tensors, save_tensors
 from structalign.util.errors import UserError
-from structalign.util.files import MEND, atomic_write_json
+from structalign.util.files import REPAIR_ADVICE, atomic_write_json, fresh_dir
 
 INDEX = "tasks.json"
 

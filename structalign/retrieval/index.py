@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from structalign.losses.contrastive import pool_frames
 from structalign.util.errors import UserError
-from structalign.util.files import MEND
+from structalign.util.files import REPAIR_ADVICE
 
 CHUNK = 2**23
 """How many numbers of frame features are moved, converted and scored at a time: 32 MB in single precision."""

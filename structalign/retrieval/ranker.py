@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from structalign.config.schema import EvaluateConfig, SimilarityConfig
+from structalign.losses.contrastive import pool_frames
 from structalign.losses.similarity import fuse, standardise, word_frame_similarity
 from structalign.model.retriever import Retriever
 from structalign.retrieval.encode import QUERY_BATCH, token_batches
 from structalign.retrieval.gallery import TaskGallery
-from structalign.retrieval.index import FlatIndex, GlobalIndex, frame_chunks, global_features, spread
+from structalign.retrieval.index import FlatIndex, GlobalIndex, frame_chunks, spread
 from structalign.util.machine import read_at_random
 
 SAMPLE = 512

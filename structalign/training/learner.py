@@ -15,7 +15,7 @@ from structalign.methods.base.discover import build_method, method_class
 from structalign.model.clip import load_clip, text_tower
 from structalign.model.retriever import Retriever, Trainable
 from structalign.retrieval.encode import encode_videos, pooled_texts
-from structalign.training.loader import TrainingSet, test_batches
+from structalign.training.loader import TrainingSet, eval_batches
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.distributed import pick_device
 from structalign.util.errors import UserError

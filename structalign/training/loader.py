@@ -18,7 +18,7 @@ from structalign.data.tasks import Sample
 from structalign.methods.base import Batch
 from structalign.model.clip import cut_padding
 from structalign.model.retriever import Retriever
-from structalign.training.views import draw_view, show, test_pixels
+from structalign.training.views import augment, center_crop, draw_augmentation
 from structalign.util import distributed
 from structalign.util.log import progress
 from structalign.util.workers import in_order

@@ -24,7 +24,7 @@ from structalign.config.pipeline import ROOT, dependencies, is_code, stage_entry
 from structalign.config.schema import Config
 from structalign.methods.base.discover import method_class
 from structalign.util.errors import UserError
-from structalign.util.files import MEND, atomic_write, project_folder
+from structalign.util.files import REPAIR_ADVICE, atomic_write, project_folder
 from structalign.util.log import log
 
 KEPT_DAYS = 14

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from structalign.config.schema import Config, TrainConfig
 from structalign.methods.base import Batch, Method, Terms, total
-from structalign.training.graphs import recorded_encoders, replaying
+from structalign.training.graphs import graphed_encoders, replaying
 from structalign.training.loader import TrainingSet
 from structalign.training.loss_curve import FLUSH_STEPS, LossCurve
 from structalign.training.resume import ResumeFile

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from structalign.util.errors import UserError
-from structalign.util.files import MEND, atomic_write_json
+from structalign.util.files import REPAIR_ADVICE, atomic_write_json
 
 
 @dataclass

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from structalign import paths
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_json, project_folder, read_json
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from structalign.cli.compare import Point, chosen, collect, main, output_name, points_of, seeds_of, write
+from structalign.cli.compare import Point, collect, main, points_of, write
 from structalign.experiments.study import Run
 from structalign.report.compare import comparison_table, named_warnings, notes, paired_difference, sign_flip_p
 from structalign.util.errors import UserError

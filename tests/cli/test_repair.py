@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from structalign.cli.repair import mend
+from structalign.cli.repair import main, repair
 
 CACHE = Path(".dvc/cache/files/md5")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from structalign.cli.params import compose
-from structalign.config.schema import WITHOUT_ADAPTERS, Config, ModelConfig
+from structalign.config.compose import compose
+from structalign.config.schema import Config, ModelConfig
 from structalign.methods.base.discover import method_class, method_names
 from structalign.util.errors import UserError
 from tests.helpers.errors import refused

@@ -27,8 +27,8 @@ from structalign.data.datasets.creatures import (
 from structalign.data.decode import Request, decode
 from structalign.data.drawing import COLOURS, OUTLINES, PATTERNS, SHAPES, TONES, draw, palette
 from structalign.data.weather import WEATHER, expose
-from structalign.model.tiny_clip import WEIGHTS, restore
-from structalign.training.stills import PROMPTS, SENTENCES, draw_stills, unread_words
+from structalign.pretraining.stills import PROMPTS, SENTENCES, draw_stills, unread_words
+from structalign.pretraining.tiny_clip import WEIGHTS, restore
 
 NAMES = [name for family in families(20) for name in family.creatures]
 WORDS = [word for family in families(20) for word in family.words]

@@ -31,7 +31,7 @@ from structalign.data import decode as video
 from structalign.data import frames, pictures
 from structalign.data.clips import Clip, write_manifest
 from structalign.data.decode import Decoded, Request, UndecodableError, decode, sample_indices
-from structalign.data.frames import clips_of, extract
+from structalign.data.frames import extract, in_reading_order
 from structalign.data.store import FrameStore
 from structalign.util.errors import UserError
 from structalign.util.files import fresh_dir, read_json

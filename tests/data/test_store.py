@@ -12,7 +12,7 @@ from structalign.config.schema import FramesConfig
 from structalign.data.clips import Clip
 from structalign.data.frames import extract
 from structalign.data.store import FrameStore
-from structalign.training.resume import fingerprint
+from structalign.training.resume import training_fingerprint
 from structalign.util.files import fresh_dir
 from tests.helpers import params
 from tests.helpers.errors import refused

@@ -12,7 +12,7 @@ import yaml
 from optuna.trial import TrialState
 
 from structalign.cli.tune import main, missing_trials, tuned_config
-from structalign.experiments.run import Place
+from structalign.experiments.run import Workspace
 from structalign.experiments.source import Source
 from structalign.experiments.tuning import DRAW, Times, Tuning, objective_in, read_space
 from structalign.methods.base.discover import method_class, method_names

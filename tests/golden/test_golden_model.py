@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from structalign.model.released import Released, convert, read_released
+from structalign.released import Released, convert, read_released
 from structalign.util.errors import UserError
 
 pytestmark = pytest.mark.slow

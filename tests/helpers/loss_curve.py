@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from stages import backbone, download, frames, split, train
-from structalign.cli.params import compose
+from structalign.config.compose import compose
 from structalign.config.schema import Config
 
 ROOT = Path(__file__).resolve().parents[2]

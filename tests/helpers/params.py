@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from structalign.cli.params import compose
+from structalign.config.compose import compose
 from structalign.config.schema import Config
 
 ROOT = Path(__file__).resolve().parents[2]

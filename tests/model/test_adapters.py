@@ -13,7 +13,7 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from structalign.config.schema import ModelConfig
-from structalign.model.adapters import Context, FrameFusionAttention, LowRankExperts, mixed_gates, mixed_updates
+from structalign.model.adapters import Context, FrameFusionAttention, LoRAExperts, mixed_gates, mixed_updates
 from structalign.model.clip import ClipInfo
 from structalign.model.mlp_moe import RoutedExperts
 from structalign.model.retriever import Retriever

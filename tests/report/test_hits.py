@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from structalign.evaluation.search import Hit
 from structalign.report.figures.hits import contact_sheet
 from structalign.report.figures.style import save
+from structalign.search import Hit
 
 MARK = (213, 94, 0)
 

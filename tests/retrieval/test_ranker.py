@@ -18,7 +18,6 @@ from torch.nn.functional import cosine_similarity, normalize
 from structalign.config.schema import EvaluateConfig, SimilarityConfig
 from structalign.evaluation import metrics
 from structalign.evaluation.evaluate import rank, recall_over_all, recall_within_task, video_to_text
-from structalign.evaluation.search import SearchIndex
 from structalign.losses.similarity import fuse, word_frame_similarity
 from structalign.model.text_pooling import TextPooling
 from structalign.retrieval import index
@@ -26,6 +25,7 @@ from structalign.retrieval import ranker as ranking
 from structalign.retrieval.gallery import TaskGallery, load_galleries, save_index
 from structalign.retrieval.index import FaissIndex
 from structalign.retrieval.ranker import Ranker
+from structalign.search import GallerySearch
 from structalign.util.errors import UserError
 
 FRAMES, WORDS, WIDTH = 3, 4, 16

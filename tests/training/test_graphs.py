@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from structalign.methods.base import Batch, Method, total
-from structalign.training.graphs import RecordedEncoders, recorded_encoders, replaying
+from structalign.training.graphs import GraphedEncoders, graphed_encoders, replaying
 from structalign.training.trainer import autocast
 from tests.training.test_trainer import config_for, start
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from structalign.training import views
-from structalign.training.views import View, draw_view, show, show_by_product
+from structalign.training.views import View, augment, augment_on_gpu, draw_augmentation
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from stages.run import single_instance
-from structalign.retrieval.gallery import TaskGallery, copy_galleries, fingerprint, load_galleries, save_index
+from structalign.retrieval.gallery import TaskGallery, data_fingerprint, load_galleries, save_index, store_galleries
 from structalign.training.resume import KEPT_DAYS, ResumeFile, resume_folder
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.command import describe_error

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from structalign.data.clips import Clip, raw_folder
+from structalign import paths
+from structalign.data.clips import Clip
 from structalign.data.download import fetch, is_url
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_json, atomic_write_text, user_path

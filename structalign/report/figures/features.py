@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from structalign.evaluation.geometry import ClassMeans
 from structalign.report.figures.style import CELL_LIMIT, GREY, drawable, new_figure, styled, task_colours, unit
 
 _KIND_STYLES: dict[str, dict[str, Any]] = {

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from structalign.evaluation.search import Hit
 from structalign.report.figures.style import ORANGE, drawable, new_figure, styled
+from structalign.search import Hit
 
 HEIGHT = 112
 """Pixels of a frame."""

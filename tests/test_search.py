@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from structalign.cli.search import hits_table, parse_tasks
-from structalign.evaluation.search import Hit, SearchIndex, highest
+from structalign.search import GallerySearch, Hit, highest
 from structalign.util.errors import UserError
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from structalign.model.tiny_clip import WEIGHTS, restore, store, tiny_clip
-from structalign.training.pretrain import Pretraining
-from structalign.training.stills import ATTRIBUTES
+from structalign.pretraining.pretrain import Pretraining
+from structalign.pretraining.stills import ATTRIBUTES
+from structalign.pretraining.tiny_clip import WEIGHTS, restore, store, tiny_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 

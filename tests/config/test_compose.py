@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from structalign.cli.params import compose
+from structalign.config.compose import compose
 from structalign.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from structalign import paths
 from structalign.config.schema import Config
 from structalign.data.tasks import read_task
-from structalign.retrieval.gallery import TaskGallery, load_galleries
+from structalign.retrieval.gallery import load_galleries, locate
 from structalign.retrieval.ranker import Ranker
 from structalign.training.learner import Learner
 from structalign.util.checkpoint import Checkpoint

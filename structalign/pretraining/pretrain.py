@@ -19,8 +19,8 @@ from structalign.data.datasets.creatures import new_words
 from structalign.losses.contrastive import scl
 from structalign.losses.similarity import word_frame_similarity
 from structalign.model.clip import CLIP_LOG_SCALE, end_positions, project_text, text_states, word_mask
-from structalign.model.tiny_clip import INFO
-from structalign.training.stills import ATTRIBUTES, PROMPTS, SENTENCES, draw_stills, unread_words
+from structalign.pretraining.stills import ATTRIBUTES, PROMPTS, SENTENCES, draw_stills, unread_words
+from structalign.pretraining.tiny_clip import INFO
 from structalign.util.seeding import derive_seed, seed_everything
 
 STEPS = 2400

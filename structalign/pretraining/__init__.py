@@ -1,0 +1,1 @@
+"""The tiny CLIP of the built-in benchmark: its weights, and how they were trained on still images."""
