@@ -202,7 +202,7 @@ def measure_search(folder: Path) -> dict[str, Any]:
     config = Config.load("params.yaml")
     with PeakMemory() as memory:
         start = time.process_time()
-        index = SearchIndex(config, config.K)
+        index = GallerySearch(config, config.K)
         loaded = time.process_time() - start
         seconds = []
         for query in index.galleries[0].queries[:QUERIES]:

@@ -108,10 +108,10 @@ def two_stems(_parts: Parts) -> AbstractContextManager[object]:
 def mixtures_apart(_parts: Parts) -> AbstractContextManager[object]:
     """The text tower's mixtures of q, k and v are computed one by one."""
 
-    def one_by_one(attention: LowRankAttention, query: Tensor, _key: Tensor) -> list[Tensor]:
+    def one_by_one(attention: LoRAAttention, query: Tensor, _key: Tensor) -> list[Tensor]:
         return [attention.updates[name](query) for name in "qkv"]
 
-    return mock.patch.object(LowRankAttention, "_updates", one_by_one)
+    return mock.patch.object(LoRAAttention, "_updates", one_by_one)
 
 
 @contextmanager
@@ -202,7 +202,7 @@ def build(config: Config, info: ClipInfo, device: torch.device) -> tuple[dict[st
     trained: list[nn.Parameter] = [weight for group in groups for weight in group["params"]]
     weights = list(dict.fromkeys(trained))
     optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=True)
-    graphs = recorded_encoders(methods["all"], config)
+    graphs = graphed_encoders(methods["all"], config)
 
     def step(method: StructAlign) -> None:
         batch.stem = None  # as in a new batch

@@ -66,13 +66,13 @@ class Zoo:
         key = family.weather, WEATHER[family.weather][1]
         if key not in self.seen:
             scenes = self.scenes[family.number]
-            self.seen[key] = global_features(torch.cat([self._frames(scene) for scene in scenes]))
+            self.seen[key] = pool_frames(torch.cat([self._frames(scene) for scene in scenes]))
         return self.seen[key]
 
     def _frames(self, scene: Scene) -> Tensor:
         """Frame features (1, 4, D) of a video."""
         frames = torch.from_numpy(film(scene)[1::3]).permute(0, 3, 1, 2)  # [4,3,H,W]
-        pixels = test_pixels(frames, self.retriever.image_size)  # [4,3,S,S]
+        pixels = center_crop(frames, self.retriever.image_size)  # [4,3,S,S]
         return self.retriever.encode_video(pixels[None])[0]
 
 

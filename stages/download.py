@@ -20,7 +20,7 @@ def main(config: Config) -> None:
     if config.data.protocol == "published":
         require_published(config.K, config.data.published_tasks)
     check_parameters(config)
-    with fresh_dir(raw_folder(config)) as folder:
+    with fresh_dir(paths.raw(config.data.name)) as folder:
         clips = prepare(config, folder)
         write_manifest(clips, folder / MANIFEST)
         check_clips(config, clips)

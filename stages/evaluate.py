@@ -55,12 +55,10 @@ def main(config: Config, task: int) -> None:
 
     if config.evaluate.index == "faiss":
         galleries[-1].faiss_index()  # is stored with the gallery, so that nothing builds it again
-    with fresh_dir(paths.gallery(task)) as folder:
-        copy_galleries(earlier, folder)
-        galleries[-1].save(folder)
-        if validation:
-            validation[-1].save(folder, "validation")
-        save_index(folder, task)
+    newest: dict[Side, TaskGallery] = {"test": galleries[-1]}
+    if validation:
+        newest["validation"] = validation[-1]
+    store_galleries(paths.gallery(task), earlier, newest)
     with fresh_dir(paths.record(task)) as folder:
         record.save(folder)
     log.info(f"after task {task}: R@1 {row['r1']:.2f}, R@5 {row['r5']:.2f}, BWF {row['bwf']:.2f}")

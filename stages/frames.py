@@ -14,7 +14,7 @@ from structalign.util.log import log
 
 def main(config: Config) -> None:
     """Decode the clips of the manifest into data/frames."""
-    clips = clips_of(read_manifest(raw_folder(config) / "manifest.jsonl"))
+    clips = in_reading_order(read_manifest(paths.raw(config.data.name) / MANIFEST))
     with fresh_dir(paths.FRAMES) as folder:
         missing = extract(clips, video_root(config), folder, config.frames, config.machine.num_workers)
     log.info(f"{len(clips) - len(missing)} clips packed, {len(missing)} left out")

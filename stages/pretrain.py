@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from structalign.model.tiny_clip import WEIGHTS, store
+import pandas as pd
+
+from structalign.pretraining.pretrain import STEPS, Pretraining
+from structalign.pretraining.tiny_clip import WEIGHTS, store
 from structalign.report.figures import save
 from structalign.report.figures.pretraining import pretraining
 from structalign.util.command import errors_in_one_line, parse
@@ -32,18 +35,9 @@ def main() -> None:
         training = Pretraining(STEPS)
         points = list(progress(training.run(EVERY), STEPS // EVERY, "tiny CLIP", f"{EVERY} steps"))
         store(training.clip.state_dict(), training.read, WEIGHTS)
-        atomic_write_text(CURVE, _curve_csv(points))
+        table = pd.DataFrame(points).to_csv(index=False, lineterminator="\n", float_format="%.2f")
+        atomic_write_text(CURVE, table)
         save(pretraining(points), FIGURE)
-
-
-def _curve_csv(points: list[dict[str, float]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, points[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {key: value if key == "step" else f"{value:.2f}" for key, value in point.items()} for point in points
-    )
-    return text.getvalue()
 
 
 if __name__ == "__main__":

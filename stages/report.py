@@ -21,11 +21,11 @@ from structalign.util.log import log
 def main(config: Config) -> None:
     """Write `metrics/summary.json`, the CSVs and the page under `plots/`, the figures under `plots/figures/`."""
     run = read_run(paths.record(config.K))
-    with fresh_dir(paths.PLOTS / "figures") as folder:
+    with fresh_dir(paths.FIGURES) as folder:
         for name, figure in draw(run):
             figures.save(figure, folder / f"{name}.png")
         images = {path.stem: path.read_bytes() for path in folder.iterdir()}
-    atomic_write_text(paths.PLOTS / "report.html", render(run, images))
+    atomic_write_text(paths.REPORT, render(run, images))
     log.info(outcome(run, write_tables(run)))
 
 

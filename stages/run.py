@@ -83,11 +83,10 @@ def single_instance(name: str) -> Iterator[None]:
     UserError
         If another process runs the same stage in this folder; the message gives its number.
     """
-    folder = Path(".cache/locks")
-    folder.mkdir(parents=True, exist_ok=True)
-    owner = folder / f"{name}.pid"
+    paths.LOCKS.mkdir(parents=True, exist_ok=True)
+    owner = paths.LOCKS / f"{name}.pid"
     try:
-        with FileLock(folder / f"{name}.lock", timeout=0):
+        with FileLock(paths.LOCKS / f"{name}.lock", timeout=0):
             owner.write_text(str(os.getpid()), encoding="utf-8")
             yield
     except Timeout:

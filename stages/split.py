@@ -15,12 +15,12 @@ from structalign.util.log import log
 
 def main(config: Config) -> None:
     """Write `data/split/task-NN.json` for every task."""
-    clips = read_manifest(raw_folder(config) / MANIFEST)
+    clips = read_manifest(paths.raw(config.data.name) / MANIFEST)
     missing = read_missing(paths.MISSING, clips)
     splits = divide(config, clips, missing)
     with fresh_dir(paths.SPLIT) as folder:
         for split in splits:
-            write_task(split, folder / task_file(split.task))
+            write_task(split, folder / paths.split(split.task).name)
     train, validation, test = (
         sum(len(getattr(split, side)) for split in splits) for side in ("train", "validation", "test")
     )
@@ -36,7 +36,7 @@ def divide(config: Config, clips: list[Clip], missing: list[str]) -> list[TaskSp
     """Split as `data.protocol` says."""
     if config.data.protocol == "published":
         require_published(config.K, config.data.published_tasks)
-        return published_split(read_published(split_file(raw_folder(config), config.K)), clips, missing)
+        return published_split(read_published(split_file(paths.raw(config.data.name), config.K)), clips, missing)
     rules = config.split
     return few_shot_split(
         clips,

@@ -40,8 +40,8 @@ def main(config: Config, task: int) -> None:
 
 def _train(config: Config, task: int) -> None:
     """Train as one of the ranks; rank 0 alone leaves outputs."""
-    split, previous, learner = _take_up(config, task)
-    resume = ResumeFile(fingerprint(config, task))
+    split, previous, learner = _restore(config, task)
+    resume = ResumeFile(training_fingerprint(config, task))
     if learner.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(learner.device)  # a quick run has evaluated earlier tasks in this process
     with TemporaryDirectory(prefix="structalign-") as folder:
@@ -66,7 +66,7 @@ def _train(config: Config, task: int) -> None:
     log.info(f"task {task}: {cost.steps} steps in {cost.seconds:.1f} s on {where}")
 
 
-def _take_up(config: Config, task: int) -> tuple[TaskSplit, Checkpoint, Learner]:
+def _restore(config: Config, task: int) -> tuple[TaskSplit, Checkpoint, Learner]:
     """The task's split, what the previous task left, and a learner that is ready to go on from there."""
     configure_numerics(config.threads)
     use_deterministic(config.train.deterministic)

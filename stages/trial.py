@@ -40,13 +40,11 @@ def _validate(config: Config, task: int) -> float:
     learner = Learner(config, split.num_categories, Checkpoint.load(paths.checkpoint(task)))
     store, earlier = FrameStore(paths.FRAMES), paths.gallery(task - 1)
     galleries = validation_gallery(earlier, learner, store, split)
-    with fresh_dir(paths.gallery(task)) as folder:
-        copy_galleries(earlier, folder)
-        galleries[-1].save(folder, "validation")
-        if learner.method.needs_galleries or config.train.select == "best_on_test":
-            frames = learner.encode_clips(store, [sample.clip for sample in split.test])
-            TaskGallery.from_samples(task, split.test, frames).save(folder)
-        save_index(folder, task)
+    newest: dict[Side, TaskGallery] = {"validation": galleries[-1]}
+    if learner.method.needs_galleries or config.train.select == "best_on_test":
+        frames = learner.encode_clips(store, [sample.clip for sample in split.test])
+        newest["test"] = TaskGallery.from_samples(task, split.test, frames)
+    store_galleries(paths.gallery(task), earlier, newest)
     return recall_over_all(rank(learner.retriever, galleries, config.similarity))["r1"]
 
 

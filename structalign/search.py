@@ -47,7 +47,7 @@ class Hit:
     matches: list[tuple[str, int]]
 
 
-class SearchIndex:
+class GallerySearch:
     """The galleries as stored after a task, with the model of that time.
 
     Parameters
@@ -62,7 +62,6 @@ class SearchIndex:
         if not 1 <= after <= config.K:
             raise UserError(f"--after {after}: tasks go from 1 to {config.K}")
         checkpoint = Checkpoint.load(paths.checkpoint(after))
-        self.config, self.after = config, after
         self.galleries = load_galleries(paths.gallery(after))
         learnt = [read_task(paths.split(task)) for task in range(1, after + 1)]
         self.categories = [category.name for split in learnt for category in split.categories]
@@ -80,7 +79,7 @@ class SearchIndex:
                 "train.lr_first, lr_later or lr_clip"
             )
         best = highest(scores, min(top, len(scores)))
-        stored = [self._stored(place) for place in places[best].tolist()]
+        stored = [locate(self.galleries, place) for place in places[best].tolist()]
         pieces = self.learner.retriever.word_pieces(query)
         read = {gallery.task: tokens for gallery, tokens in zip(self.galleries, words, strict=True)}
         return [
@@ -95,14 +94,6 @@ class SearchIndex:
             )
             for rank, (score, (gallery, position)) in enumerate(zip(scores[best].tolist(), stored, strict=True), 1)
         ]
-
-    def _stored(self, place: int) -> tuple[TaskGallery, int]:
-        """Return the gallery of the video in a column of the scores, and its position in that gallery."""
-        for gallery in self.galleries:
-            if place < len(gallery.clips):
-                break
-            place -= len(gallery.clips)
-        return gallery, place
 
 
 def highest(scores: Tensor, count: int) -> list[int]:

@@ -61,7 +61,7 @@ def composing() -> list[str]:
 
 
 def _data_before(code: str) -> str:
-    """The data set that the text speaks of where it names one of its keys."""
+    """The data set that the text speaks of if it names one of its keys."""
     chosen = re.findall(r"-S (data=\w+)", README[: README.index(f"`{code}`")])
     return f"-S {chosen[-1]} " if code.startswith("-S data.") else ""
 

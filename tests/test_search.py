@@ -47,7 +47,7 @@ def test_the_highest_scores_in_order_and_ties_by_position(values: list[int], cou
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
-    search = SearchIndex.__new__(SearchIndex)  # without the files of a run
+    search = GallerySearch.__new__(GallerySearch)  # without the files of a run
     search.ranker = SimpleNamespace(search=lambda _: (torch.tensor([1.0, torch.nan]), torch.arange(2), []))  # type: ignore[assignment]
     with pytest.raises(UserError, match="NaN for this query"):
         search.search("a dog", top=1)

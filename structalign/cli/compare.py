@@ -1,4 +1,4 @@
-"""Run every label of a study with several seeds, and set the results side by side.
+"""Run every label of a study with several seeds, and compare the results.
 
     structalign compare                           every method, 5 seeds, built-in data
     structalign compare --jobs 2                  two runs at a time
@@ -6,12 +6,12 @@
     structalign compare --data actnet -S data.videos=/path/to/videos
     structalign compare --study ablation          the choices within StructAlign, one by one
     structalign compare --study curves --labels "* as tuned,* K=*" --against K    a curve over the number of tasks
-    structalign compare --quick --jobs 2          for runs of minutes: a process a run, whose numbers alone are kept
+    structalign compare --quick --jobs 2          for runs of minutes: one process per run; only its numbers are kept
 
 A study is a file in conf/study/: a label and its overrides per line. Each run is an experiment of DVC's, made in a
-clone of its own, on one CPU thread (`-S threads=8` for more). What the project has does not run again; what failed is
-named, and runs again at the next call. With --quick a run is one process in place of a dozen, and its numbers go to
-.cache/quick in place of an experiment. Results come as runs.csv, table.md, figure.png, by_task.png and
+clone of its own, on one CPU thread (`-S threads=8` for more). Runs that the project has are not repeated; failed ones
+are named, and run again at the next call. With --quick a run is one process in place of a dozen, and its numbers go
+to .cache/quick in place of an experiment. Results come as runs.csv, table.md, figure.png, by_task.png and
 differences.png in plots/compare; with --against also curve.png, recall against a parameter with a line for each
 method and variant.
 """
@@ -30,10 +30,19 @@ import pandas as pd
 from structalign import paths
 from structalign.experiments import executors
 from structalign.experiments.batch import results_of, run_missing
-from structalign.experiments.results import Results, dvc_cache
-from structalign.experiments.run import Place
-from structalign.experiments.source import Source
-from structalign.experiments.study import Run, composed, read_study, runs_of, slug, value_of, words_of
+from structalign.experiments.results import Results
+from structalign.experiments.run import Workspace
+from structalign.experiments.study import (
+    Run,
+    chosen,
+    common_overrides,
+    composed,
+    output_name,
+    read_study,
+    runs_of,
+    seeds_of,
+    value_of,
+)
 from structalign.report import figures
 from structalign.report.compare import comparison_table, named_warnings, notes
 from structalign.report.tables import check_same_data
@@ -42,9 +51,6 @@ from structalign.util.cost import known_cost
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_text
 from structalign.util.log import log
-
-NAMED = 6
-"""Uncommitted files that are named; the others are counted."""
 
 
 def collect(
@@ -136,9 +142,12 @@ def main() -> None:
         "-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="for every run"
     )
     parser.add_argument(
-        "--output", type=Path, default=None, help="default: plots/compare/STUDY[-DATA][-K][-hash of other overrides]"
+        "--output",
+        type=Path,
+        default=None,
+        help=f"default: {paths.COMPARISONS}/STUDY[-DATA][-K][-hash of other overrides]",
     )
-    parser.add_argument("--quick", action="store_true", help="one process a run, of which the numbers alone are kept")
+    parser.add_argument("--quick", action="store_true", help="one process per run; only its numbers are kept")
     executors.add_arguments(parser)
     args = parse(parser)
     with errors_in_one_line(args.debug):
@@ -161,34 +170,19 @@ def compare(args: argparse.Namespace) -> None:
     if reference not in labels:
         raise UserError(f"--reference {reference}: must be one of {', '.join(labels)}")
     common = common_overrides(args)
-    place = place_of(project, args.scratch)
+    workspace = Workspace.of(project, args.scratch)
     seeds = seeds_of(args.seeds)
     # Seed by seed: so all labels are there to compare, if only for the first seeds, when time runs out.
-    runs = runs_of(args.study, labels, common, seeds, place.source)
+    runs = runs_of(args.study, labels, common, seeds, workspace.source)
     points = points_of(runs, args.against) if args.against else None
-    errors = run_missing(runs, place, resources, args.quick)
-    table, curves = collect(runs, results_of(place, args.quick), points)
+    errors = run_missing(runs, workspace, resources, args.quick)
+    table, curves = collect(runs, results_of(workspace, args.quick), points)
     if len(table):
-        folder = args.output or Path("plots/compare") / output_name(args.study, common)
+        folder = args.output or paths.COMPARISONS / output_name(args.study, common)
         write(table, curves, list(labels), reference, folder, args.against)
         print((folder / "table.md").read_text(encoding="utf-8"))
     if errors:
         raise UserError(f"{len(errors)} of {len(runs)} runs are missing; the same command runs them again")
-
-
-def chosen(wanted: str | None, labels: Iterable[str], study: str) -> list[str]:
-    """List the labels that `--labels` names, by themselves or by patterns such as `* K=*`, or all.
-
-    Raises
-    ------
-    UserError
-        If the study has no such label.
-    """
-    labels = list(labels)
-    found = {name: [name] if name in labels else fnmatch.filter(labels, name) for name in (wanted or "*").split(",")}
-    if unknown := [pattern for pattern, names in found.items() if not names]:
-        raise UserError(f"--labels {', '.join(unknown)}: {study} has {', '.join(labels)}")
-    return list(dict.fromkeys(name for names in found.values() for name in names))
 
 
 @dataclass(frozen=True)
@@ -231,33 +225,3 @@ def points_of(runs: list[Run], key: str) -> dict[str, Point]:
                 "pick one of them by --labels"
             )
     return points
-
-
-def place_of(project: Path, scratch: Path | None, without: Sequence[str] = ()) -> Place:
-    """Take the code as it is now, without changes in some folders; say so if it is not that of a commit."""
-    source = Source.of(project, without)
-    if changed := source.changed_files():
-        more = f" and {len(changed) - NAMED} more files" if len(changed) > NAMED else ""
-        log.warning(f"uncommitted changes go into every run, and its name: {', '.join(changed[:NAMED])}{more}")
-    return Place(source, (scratch or project / ".cache/runs").resolve(), dvc_cache(project))
-
-
-def common_overrides(args: argparse.Namespace) -> list[str]:
-    """List what `--data`, `--K` and `-S` ask of every run."""
-    named = {"data": args.data, "K": args.K}
-    return [*(f"{key}={value}" for key, value in named.items() if value is not None), *args.overrides]
-
-
-def seeds_of(text: str) -> list[int]:
-    """Read seeds such as `0,1,2`."""
-    try:
-        return list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise UserError(f"--seeds {text}: must be whole numbers, such as 0,1,2") from None
-
-
-def output_name(study: str, common: list[str]) -> str:
-    """Name a comparison: data and K in plain words, other overrides as a hash."""
-    words = words_of(common)
-    rest = [item for item in common if not words_of([item])]
-    return slug([study, *words, *([hashlib.sha256(" ".join(rest).encode()).hexdigest()[:6]] if rest else [])])

@@ -1,4 +1,4 @@
-"""Say what parameters mean: `structalign explain loss.etf` lists those whose key holds these letters.
+"""Say what parameters mean: `structalign explain loss.etf` lists those whose key contains this text.
 
 structalign explain                          all of them
 structalign explain train                    those of training

@@ -43,7 +43,7 @@ def tensor_table(title: str, tensors: dict[str, Tensor]) -> Table:
 
 def geometry_table(folder: Path) -> Table | None:
     """Tabulate how close class means came to a simplex ETF, if the evaluation has measured it."""
-    record = folder.parent.parent / "metrics" / folder.name / "recall.json"
+    record = paths.record_of(folder) / "recall.json"
     if not record.exists():
         return None
     rows = read_json(record)["rows"]

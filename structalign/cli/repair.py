@@ -4,7 +4,7 @@
 
 DVC trusts the files in its cache and does not read them again: one that a failing disk has damaged comes back with
 every `dvc repro`. This compares all of them, and the outputs in the project, with the checksums that DVC noted. So
-what a stage that was run by hand has left counts as damaged, and so does the work of one that is running.
+outputs of a stage that was run by hand count as damaged, and so do those of a stage that is still running.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOCK = Path("dvc.lock")
 _OBJECT = re.compile(r"([0-9a-f]{32})(\.dir)?")
 
 
-def mend(cache: Path) -> list[Path]:
+def repair(cache: Path) -> list[Path]:
     """Delete what does not have its checksum, in DVC's cache and among the outputs here.
 
     Parameters
@@ -86,12 +86,10 @@ def _md5(path: Path) -> str:
 
 
 def main() -> None:
-    """Parse the command line and mend."""
+    """Parse the command line and repair."""
     raw = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=__doc__, formatter_class=raw).parse_args()
-    configure()
-    from dvc.repo import Repo  # takes a second
-
-    with Repo() as repo:
-        damaged = mend(Path(repo.cache.local.path))
-    log.info(f"{len(damaged)} damaged files deleted" + ("; run `dvc repro`" if damaged else ""))
+    args = parse(argparse.ArgumentParser(description=__doc__, formatter_class=raw))
+    with errors_in_one_line(args.debug):
+        with dvc_repo(Path.cwd()) as repo:
+            damaged = repair(Path(repo.cache.local.path))
+        log.info(f"{len(damaged)} damaged files deleted" + ("; run `dvc repro`" if damaged else ""))

@@ -1,4 +1,4 @@
-"""Ask the trained system: rank the gallery as stored after a task, with the model as it was then.
+"""Query a trained model: rank the gallery as stored after a task, with the model as it was then.
 
     structalign search "a blue molga with a pink core sliding" --after 5 --top 8
     structalign search "a blue molga sliding" --compare 1,5
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        default=paths.PLOTS / "search",
+        default=paths.SEARCHES,
         help="folder of the contact sheets (default: %(default)s)",
     )
     args = parse(parser)
@@ -77,7 +77,7 @@ def main() -> None:
         args.output.mkdir(parents=True, exist_ok=True)
         store = FrameStore(paths.FRAMES)
         for after in tasks:
-            hits = SearchIndex(config, after).search(args.query, args.top)
+            hits = GallerySearch(config, after).search(args.query, args.top)
             Console(width=None if sys.stdout.isatty() else 160).print(hits_table(args.query, after, hits))
             path = args.output / f"after-{after:02d}.png"
             save(contact_sheet(hits, [store.read(hit.clip) for hit in hits]), path)

@@ -1,10 +1,10 @@
-"""Print experiments so that a person can read them: what each changed, and what came of it.
+"""Print experiments readably: what each changed, and its results.
 
     structalign show
     structalign show --study ablation
 
-takes what `dvc exp show` knows. DVC gives every parameter that differs anywhere a column of its own; here each
-experiment names what it changed against the commit that it stands under.
+shows what `dvc exp show` knows. DVC gives every parameter that differs anywhere a column of its own; here each
+experiment names what it changed against the commit that it started from.
 """
 
 from __future__ import annotations

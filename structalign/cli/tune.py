@@ -6,8 +6,8 @@
 
 A trial runs a label with every tuning seed, each run as an experiment of DVC's in a clone of its own. Its value is
 the mean of --objective: recall on validation videos, never on the test set. Use other seeds for results. The first
-trial has the values that the label has untuned. Trials that were killed are made again. Called again, it goes on,
-also with more trials, or beside another call elsewhere.
+trial has the values that the label has untuned. Killed trials are run again. Another call continues the
+search, also with more trials, or beside a call on another machine.
 The best values become conf/tuned/LABEL.yaml, with --data and --K conf/tuned/LABEL-DATA-K.yaml, in place of what is
 there; `-S tuned=LABEL` adds them to a run. conf/tune/methods.yaml says what is searched.
 
@@ -58,8 +58,8 @@ def main() -> None:
     parser.add_argument(
         "-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="for every trial"
     )
-    parser.add_argument("--quick", action="store_true", help="one process a trial, hopeless ones are stopped")
-    parser.add_argument("--journal", type=Path, default=None, help="default: .cache/tune/STUDY[-DATA].journal")
+    parser.add_argument("--quick", action="store_true", help="one process per trial; hopeless ones are stopped")
+    parser.add_argument("--journal", type=Path, default=None, help=f"default: {paths.JOURNALS}/STUDY[-DATA].journal")
     executors.add_arguments(parser)
     args = parse(parser)
     with errors_in_one_line(args.debug):
@@ -82,11 +82,11 @@ def tune(args: argparse.Namespace) -> None:
     searched = read_space(args.study)
     labels = chosen(args.labels, searched.labels, args.study)
     common = common_overrides(args)
-    place = place_of(Path.cwd(), args.scratch, [str(TUNED)])  # what is written at the end changes no trial
-    journal = (args.journal or Path(".cache/tune") / f"{output_name(args.study, common)}.journal").resolve()
+    workspace = Workspace.of(Path.cwd(), args.scratch, [str(TUNED)])  # what is written at the end changes no trial
+    journal = (args.journal or paths.JOURNALS / f"{output_name(args.study, common)}.journal").resolve()
     seeds = seeds_of(args.seeds)
     tunings = [
-        Tuning.of(searched, label, common, seeds, args.objective, place, journal, args.quick) for label in labels
+        Tuning.of(searched, label, common, seeds, args.objective, workspace, journal, args.quick) for label in labels
     ]
     run_trials(tunings, args.trials, resources)
     missing = [tuning.label for tuning in tunings if not report(tuning, args.trials)]
@@ -107,15 +107,15 @@ def run_trials(tunings: list[Tuning], trials: int, resources: executors.Resource
         tuning.begin_with_defaults()
         log.info(f"{tuning.label}: {count(tuning)} of {trials} trials are there")
         work.update({job.name: job for job in missing_trials(tuning, trials)})
-    place = tunings[0].place
-    fleet = executors.Fleet(resources, place.scratch)
+    workspace = tunings[0].workspace
+    fleet = executors.Fleet(resources, workspace.scratch)
     if work:
-        prepare([run for tuning in tunings for run in tuning.runs(middle(tuning.space))], place, fleet)
+        prepare([run for tuning in tunings for run in tuning.runs(middle(tuning.space))], workspace, fleet)
     with progress_bar(len(work), "trials", "trial") as bar, closing(fleet.run(work)) as ended:
         for name in ended:
             bar.update()
-            if error := last_error(place.log(name)):
-                log.error(f"{name}: {error} ({place.log(name)})")
+            if error := last_error(workspace.log(name)):
+                log.error(f"{name}: {error} ({workspace.log(name)})")
                 if error.startswith(NO_OBJECTIVE):
                     raise UserError(error)
 
@@ -141,10 +141,8 @@ def report(tuning: Tuning, trials: int) -> bool:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     done = count(tuning)
     if complete:
-        folder = Path("plots/tune")
-        folder.mkdir(parents=True, exist_ok=True)
         table: pd.DataFrame = study.trials_dataframe(attrs=("number", "value", "params", "state", "duration"))
-        atomic_write_text(folder / f"{tuning.name}.csv", table.to_csv(index=False, lineterminator="\n"))
+        atomic_write_text(paths.TUNINGS / f"{tuning.name}.csv", table.to_csv(index=False, lineterminator="\n"))
         path = TUNED / f"{tuning.result}.yaml"
         atomic_write_text(
             path, tuned_config(study.best_params, provenance(tuning, study.best_value, done, len(complete)))
@@ -156,7 +154,7 @@ def report(tuning: Tuning, trials: int) -> bool:
 def provenance(tuning: Tuning, value: float, trials: int, complete: int) -> list[str]:
     """Say where values come from."""
     stopped = f" ({trials - complete} of them stopped early)" if complete < trials else ""
-    source = tuning.place.source
+    source = tuning.workspace.source
     changed = f", with changes in {', '.join(source.changed_files())}" if source.patch else ""
     return [
         f"The best of {trials} trials{stopped}, {date.today()}: {tuning.objective} = {value:.4f}, mean over the "

@@ -1,4 +1,4 @@
-"""What can be told of a backbone without its weights: whether it is one, and one that words can be read from."""
+"""Checks of a backbone that need no weights: open_clip knows it, and its text tower gives word features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def backbone_config(name: str, pretrained: str | None, weights: str | None) -> d
     Raises
     ------
     UserError
-        If open_clip does not know the name or the tag, the model is none that words can be read from, the tag's
+        If open_clip does not know the name or the tag, the model gives no word features, the tag's
         weights belong to another activation function, or the file of weights is missing or a TorchScript archive.
     """
     if name == "tiny":

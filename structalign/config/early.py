@@ -1,4 +1,4 @@
-"""What parameters and annotations can tell before anything is generated, fetched or decoded."""
+"""Checks of parameters and annotations that run before anything is generated, fetched or decoded."""
 
 from __future__ import annotations
 
@@ -15,17 +15,13 @@ if TYPE_CHECKING:
     from structalign.data.clips import Clip
 
 
-_ALIGNED = ("structalign", "dual_prompts")
-"""Methods that align with an ETF if `loss.etf_weight` is not 0; named here because importing them takes seconds."""
-
-
 def check_parameters(config: Config) -> None:
     """Refuse parameters that contradict each other, or the files that they name.
 
     Raises
     ------
     UserError
-        If the backbone, its weights or its adapters cannot be, or built-in data do not make K tasks.
+        If the backbone, its weights or its adapters are impossible, or built-in data cannot be divided into K tasks.
     """
     model = backbone_config(config.backbone.architecture, config.backbone.pretrained, config.backbone.weights)
     if config.model.vision_adapter not in ("none", "prompts"):
@@ -44,8 +40,8 @@ def check_clips(config: Config, clips: Sequence[Clip]) -> None:
     Raises
     ------
     UserError
-        If categories are more than the backbone's features have room for, cannot be divided, lack videos, or share
-        videos. The message names all of them.
+        If there are more categories than the backbone's features have room for, or categories cannot be divided, lack
+        videos, or share videos. The message names all of them.
     """
     _check_room(config, len({clip.category for clip in clips}))
     if config.data.protocol != "fewshot":
@@ -67,8 +63,8 @@ def check_clips(config: Config, clips: Sequence[Clip]) -> None:
     captions = min(len(clip.captions) for clip in clips if clip.split == "train")
     if shots * min(sizes) * captions < 2:
         raise UserError(
-            f"split.shots = {shots}: a task of one category can have a single pair of video and caption, which has "
-            "nothing to be told from; raise split.shots, add captions, or lower K"
+            f"split.shots = {shots}: a task of one category can have a single pair of video and caption, but "
+            "the contrastive loss needs at least two; raise split.shots, add captions, or lower K"
         )
 
 
@@ -86,7 +82,7 @@ def task_sizes(num_tasks: int, num_categories: int, per_task: Sequence[int] | No
     Raises
     ------
     UserError
-        If the numbers do not go together.
+        If the numbers are inconsistent.
     """
     if num_tasks < 1 or num_tasks > num_categories:
         raise UserError(f"K = {num_tasks}: must be from 1 to {num_categories}, the number of categories")
@@ -110,18 +106,23 @@ def task_sizes(num_tasks: int, num_categories: int, per_task: Sequence[int] | No
 
 def _check_room(config: Config, categories: int) -> None:
     """Refuse an ETF with fewer prototypes than categories, or more than equiangular vectors can be."""
-    if config.method.name not in _ALIGNED or config.loss.etf_weight == 0:
-        return
     architecture = config.backbone.architecture
     width = backbone_config(architecture, config.backbone.pretrained, config.backbone.weights)["embed_dim"]
     classes = config.etf.num_classes or categories
+    if categories <= classes <= width + 1 or config.loss.etf_weight == 0 or not _aligns_with_etf(config):
+        return
     if classes < categories:
         raise UserError(f"etf.num_classes = {classes}: must be at least {categories}, the number of categories")
-    if classes > width + 1:
-        raise UserError(
-            f"{classes} equiangular prototypes need features of at least {classes - 1} numbers, and {architecture} "
-            f"has {width}: take a wider backbone, or no ETF alignment with loss.etf_weight=0"
-        )
+    raise UserError(
+        f"{classes} equiangular prototypes need features of at least {classes - 1} numbers, and {architecture} "
+        f"has {width}: take a wider backbone, or no ETF alignment with loss.etf_weight=0"
+    )
+
+
+def _aligns_with_etf(config: Config) -> bool:
+    """Whether the method builds an ETF; imported by name, because that takes seconds and no result depends on it."""
+    base, discover = (import_module(f"structalign.methods.base{name}") for name in ("", ".discover"))
+    return issubclass(discover.method_class(config.method.name), base.AlignedMethod)
 
 
 def _check_validation(config: Config, categories: Sequence[str], counts: Counter[tuple[str, Any]]) -> None:

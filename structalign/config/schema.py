@@ -42,8 +42,8 @@ class SplitConfig(Section):
     shots: Positive
     """Training videos per category. Published splits are drawn already: with 16, evenly, in their own order."""
     imbalance: Annotated[float, Field(ge=1)]
-    """How many times as many training videos the category with the most has as that with the fewest: counts fall from
-    shots by a constant factor, in an order drawn from the seed. 1: all have as many."""
+    """Ratio of training videos between the categories with the most and the fewest: counts fall from shots by a
+    constant factor, in an order drawn from the seed. 1: all have the same number."""
     order: Literal["shuffled", "given"]
     """Order in which categories become tasks."""
     validation: Count
@@ -51,7 +51,7 @@ class SplitConfig(Section):
     own, MSR-VTT and ActivityNet take them from what the benchmark leaves out, local data from rows whose split is
     `val`, or else from the training videos that the draw left."""
     categories_per_task: list[Positive] | None
-    """K numbers of categories, in the order of tasks; null: all tasks have as many."""
+    """K numbers of categories, in the order of tasks; null: all tasks have the same number."""
 
 
 class BackboneConfig(Section):
@@ -161,7 +161,7 @@ class LossConfig(Section):
     pseudo_etf: bool
     """Whether pseudo pairs of old classes join the ETF term as well."""
     pseudo_balanced: bool
-    """True: old classes are drawn alike. False: in proportion to their training samples."""
+    """True: old classes are drawn equally often. False: in proportion to their training samples."""
     pseudo_same_class: Literal["negative", "masked", "positive"]
     """What two pseudo pairs of one class are to each other: negatives as in the paper, though nothing tells them
     apart; left out; or positives."""
@@ -180,9 +180,6 @@ class LossConfig(Section):
     same_video: Literal["negative", "masked", "positive"]
     """What two captions of one video are to each other within a batch, in every contrastive term of any method."""
 
-
-WITHOUT_ADAPTERS = ("zeroshot", "finetune", "xpool", "clip_vip", "lwf", "vr_lwf", "zscl", "joint")
-"""Methods that train all of CLIP, or nothing; named here because importing them takes seconds."""
 
 PUBLISHED = {"shots": 16, "imbalance": 1.0, "order": "given", "categories_per_task": None}
 """What the published splits of MSR-VTT and ActivityNet were drawn with, as keys of `split`."""
@@ -238,11 +235,11 @@ class TrainConfig(Section):
     freeze_experts: bool
     """moe_adapter: when a task ends, the experts that it used most keep what they learnt."""
     balanced: bool
-    """Batches draw categories alike, whatever their number of videos."""
+    """Batches draw all categories equally often, whatever their number of videos."""
     crop_scale: Annotated[float, Field(gt=0, le=1)]
     """Smallest share of the frame's area that a random crop keeps."""
     flip: bool
-    """Random horizontal flips; off where captions say left or right."""
+    """Random horizontal flips; set it to false if captions say left or right."""
     precision: Literal["auto", "fp32", "bf16"]
     """auto: bf16 on a GPU that has it, fp32 elsewhere."""
     devices: Positive | Auto
@@ -253,8 +250,8 @@ class TrainConfig(Section):
     compile: bool
     """Compile the encoders with torch.compile: minutes at first, faster steps afterwards."""
     cuda_graphs: bool
-    """On a GPU, record what the encoders do and repeat it, in place of starting thousands of small programs again in
-    every step. Takes about twice the memory, and more for each length of captions (in steps of 8 tokens). Nothing
+    """On a GPU, record what the encoders do and repeat it, in place of launching thousands of kernels in every
+    step. Takes about twice the memory, and more for each length of captions (in steps of 8 tokens). Nothing
     changes on a CPU, with all of CLIP trained, with mlp_moe adapters or with model.checkpoint_vision."""
     deterministic: bool
     """Use only algorithms that repeat bit for bit on a GPU, and stop at an operation that has none; slower. The CPU's
@@ -278,7 +275,7 @@ class EvaluateConfig(Section):
     """null: every query is scored against every video. M: each query's M best videos by global cosine are scored by
     words and frames as well, and all others rank below them, in the order of their global cosine. A candidate's
     score is the fused one, but the mean and standard deviation of its word-frame z-score come from 512 videos spread
-    evenly over the gallery. Where M covers the gallery, nothing changes. train.select ranks in full."""
+    evenly over the gallery. If M covers the gallery, nothing changes. train.select ranks in full."""
     index: Literal["flat", "faiss"]
     """How the M best are found. flat: among all global cosines. faiss: in an inverted file of 8-bit vectors, for
     galleries beyond memory; it may miss some, and videos that it does not return tie for the last rank."""
@@ -292,7 +289,7 @@ class EvaluateConfig(Section):
 
 class MachineConfig(Section):
     """How this machine is used. No stage runs again when it changes: workers change no result, another kind of device
-    changes last bits, and precision where `train.precision` is auto."""
+    changes last bits, and precision if `train.precision` is auto."""
 
     device: str
     """auto, cpu, cuda, cuda:1, ..."""
@@ -359,20 +356,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _all_of_clip_needs_no_adapters(self) -> Config:
-        for key in ("vision_adapter", "text_adapter"):
-            kind = getattr(self.model, key)
-            if self.method.name in WITHOUT_ADAPTERS and kind != "none":
-                raise ValueError(f"model.{key} = {kind!r}: method {self.method.name} needs none, as method=NAME sets")
-        return self
-
-    @model_validator(mode="after")
-    def _pooling_is_the_methods(self) -> Config:
-        name, pooling = self.method.name, self.model.video_pooling
-        needed = {"xpool": "text", "clip_vip": "proxies"}.get(name, "mean")
-        if pooling != needed:
-            raise ValueError(f"model.video_pooling = {pooling!r}: method {name} needs {needed}")
-        if pooling == "proxies" and self.similarity.alpha > 0:
+    def _model_is_the_methods(self) -> Config:
+        name, model = self.method.name, self.model
+        for key, value in _model_of_method(name).items():
+            if (key == "video_pooling" or value == "none") and getattr(model, key) != value:
+                raise ValueError(f"model.{key} = {getattr(model, key)!r}: method {name} needs {value}")
+        if model.video_pooling == "proxies" and self.similarity.alpha > 0:
             raise ValueError(
                 f"similarity.alpha = {self.similarity.alpha}: method {name} has no frame features; set 0"
             )
@@ -397,7 +386,7 @@ class Config(Section):
         Raises
         ------
         UserError
-            Where the file is missing, is not YAML, or holds a key or value that is not allowed.
+            If the file is missing, is not YAML, or holds a key or value that is not allowed.
         """
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -420,6 +409,14 @@ class Config(Section):
         if problems:
             raise UserError(f"{where}: {'; '.join(problems)}") from None
         return config
+
+
+def _model_of_method(name: str) -> dict[str, Any]:
+    """What `method=NAME` sets in the section `model`; empty if the method has no file in `conf/method/`."""
+    path = ROOT / f"conf/method/{name}.yaml"
+    if not path.exists():
+        return {}
+    return {"video_pooling": "mean", **yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {})}
 
 
 def _parse_data(values: Any) -> tuple[DataSection, list[str]]:

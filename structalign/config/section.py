@@ -26,7 +26,7 @@ class Source(Section):
     source: str | Annotated[list[str], Field(min_length=1)]
     """`https://...` or a local path, or a list of mirrors that are tried in turn."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """Checksum the file must have; null where the publisher gives none."""
+    """Checksum the file must have; null if the publisher gives none."""
 
 
 class DataSection(Section):

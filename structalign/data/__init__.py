@@ -1,1 +1,1 @@
-"""Data: from raw videos and captions to tasks and batches."""
+"""Data: from raw videos and captions to tasks and stored frames."""

@@ -1,7 +1,7 @@
 """Read files out of a zip archive from elsewhere: nothing that leaves its folder, no links, and within a size.
 
-Videos are decoded from the archive, one at a time through a temporary copy: a second set of them on the disk, and a
-third in DVC's cache, would serve nobody.
+Videos are decoded from the archive, one at a time through a temporary copy: a second copy of them on disk, and a
+third in DVC's cache, would be of no use.
 """
 
 from __future__ import annotations

@@ -18,9 +18,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_text
 
-if TYPE_CHECKING:
-    from structalign.config.schema import Config
-
 MANIFEST = "manifest.jsonl"
 SIDES = ("train", "val", "test")
 
@@ -54,7 +51,7 @@ class Clip:
     Raises
     ------
     UserError
-        Where a value is not allowed; the message names the clip.
+        If a value is not allowed; the message names the clip.
     """
 
     id: str
@@ -84,7 +81,7 @@ class Clip:
         if not self.captions:
             raise UserError(f"{where}: has no caption; every clip needs at least one")
         if not all(_encodable(text) for text in (self.category, *self.captions)):
-            raise UserError(f"{where}: category or caption holds half a character (a lone surrogate)")
+            raise UserError(f"{where}: category or caption contains invalid Unicode (an unpaired surrogate)")
         if blank := [caption for caption in self.captions if not is_readable(caption)]:
             raise UserError(f"{where}: has a caption without a word: {blank[0]!r}")
 
@@ -120,7 +117,7 @@ def _check_times(start: float | None, end: float | None, where: str) -> None:
 
 
 def is_readable(caption: str) -> bool:
-    """Whether anything is left of a caption once CLIP's tokenizer has taken HTML's entities for what they mean."""
+    """Whether anything is left of a caption once CLIP's tokenizer has decoded HTML entities."""
     text = html.unescape(html.unescape(caption))
     return any(unicodedata.category(character)[0] not in "ZC" for character in text)
 
@@ -200,7 +197,7 @@ def read_manifest(path: str | Path) -> list[Clip]:
 
 
 def _check_together(clips: list[Clip], origins: list[str], path: str | Path) -> None:
-    """Refuse clips that cannot stand beside each other; `origins` says where each comes from."""
+    """Refuse clips that contradict each other; `origins` says where each comes from."""
     if not clips:
         raise UserError(f"{path}: holds no clip")
     problems = [f"{origins[index]}: {problem}" for index, problem in _conflicts(clips)]
@@ -225,8 +222,3 @@ def _conflicts(clips: list[Clip]) -> Iterator[tuple[int, str]]:
                 yield index, f"{problem} of video {clip.video}; choose one side, or segments that do not overlap"
         of_video[clip.video].append(clip)
         sides[clip.id] = clip.split
-
-
-def raw_folder(config: Config) -> Path:
-    """Return the folder that the stage `download` writes: manifest, split files, and generated videos."""
-    return paths.RAW / config.data.name

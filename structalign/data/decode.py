@@ -6,7 +6,7 @@ frame refers to. The frames are the same, bit for bit, as those of a decoder tha
 
 PyAV does this. decord decodes every frame from a key frame on, and takes 1.2 to 3 times as long for the same frames
 (`benchmarks/frames.py`). It fails on AV1 and on MPEG-TS, takes a truncated Matroska file for a whole one, and never
-comes back from a truncated MPEG-TS. So it is the second decoder, asked where PyAV finds data damaged in a container
+comes back from a truncated MPEG-TS. So it is the second decoder, used if PyAV finds data damaged in a container
 that has an index.
 """
 
@@ -146,7 +146,7 @@ def sample_indices(start: int, stop: int, num_frames: int) -> list[int]:
     Raises
     ------
     ValueError
-        Where there is nothing to pick from.
+        If there is nothing to pick from.
     """
     if stop <= start or num_frames < 1:
         raise ValueError(f"cannot pick {num_frames} of the frames from {start} to {stop}")
@@ -200,7 +200,7 @@ def _readers(path: Path) -> Iterator[tuple[str, Reader, tuple[type[Exception], .
 
 
 def _memory_left() -> bool:
-    """Whether there is memory for a clip: FFmpeg says that there is none over some damaged files as well."""
+    """Whether there is memory for a clip: FFmpeg reports a lack of it for some damaged files as well."""
     try:
         bytearray(CLIP_MEMORY)
     except MemoryError:

@@ -20,7 +20,7 @@ from structalign.util.errors import UserError
 from structalign.util.log import log, progress_bar
 
 CHUNK = 1 << 20
-BUSY = 60  # seconds to wait at most where a server says when to come again; some say hours
+MAX_RETRY_AFTER = 60  # seconds; some servers ask for hours
 TIMEOUT = (10, 60)  # seconds: to connect, and between two pieces
 ATTEMPTS = 5
 BACKOFF = 1.0  # seconds before the second attempt; doubles with each
@@ -63,18 +63,18 @@ def fetch(source: str, target: str | Path, sha256: str | None = None, max_bytes:
     Raises
     ------
     UserError
-        Where the source is missing, unreachable or too large, or its checksum is another one.
+        If the source is missing, unreachable or too large, or its checksum does not match.
     """
     if not is_url(source):
         return _checked_local(Path(source).expanduser(), sha256)
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _turn(target):
+    with _exclusive(target):
         return _fetch_url(source, target, sha256, max_bytes)
 
 
 @contextmanager
-def _turn(target: Path) -> Iterator[None]:
+def _exclusive(target: Path) -> Iterator[None]:
     """Let one process at a time fetch a file; runs of DVC's queue share what is fetched."""
     lock = FileLock(target.with_name(target.name + ".lock"))
     try:
@@ -99,12 +99,12 @@ def _fetch_url(source: str, target: Path, sha256: str | None, max_bytes: int) ->
     if sha256 is not None:
         found = sha256_of(part)
         if found != sha256:
-            _forget(part)
+            _discard(part)
             raise UserError(
                 f"{source}: checksum mismatch: SHA-256 is {found}, expected {sha256}; the file was removed"
             )
     os.replace(part, target)
-    _forget(part)
+    _discard(part)
     return target
 
 
@@ -141,7 +141,7 @@ def _validator_file(part: Path) -> Path:
     return part.with_name(part.name + ".validator")
 
 
-def _forget(part: Path) -> None:
+def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
     _validator_file(part).unlink(missing_ok=True)
 
@@ -160,7 +160,7 @@ class _Transfer:
             total=ATTEMPTS,
             backoff_factor=BACKOFF,
             status_forcelist=(429, 500, 502, 503, 504),
-            retry_after_max=BUSY,
+            retry_after_max=MAX_RETRY_AFTER,
         )
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(max_retries=retry))
@@ -205,7 +205,7 @@ class _Transfer:
         return None
 
     def _usable_offset(self) -> int:
-        """Count the bytes worth keeping: where a checksum or the server will tell if they belong."""
+        """Count the bytes worth keeping: those that a checksum or the server can verify."""
         return self._size() if self.pinned or _validator_file(self.part).exists() else 0
 
     def _headers(self, offset: int) -> dict[str, str]:
@@ -220,7 +220,7 @@ class _Transfer:
         """Handle the answer to a range that starts at or beyond the end: the file is whole, or another."""
         if response.headers.get("Content-Range") == f"bytes */{offset}":
             return None
-        _forget(self.part)
+        _discard(self.part)
         return "what was fetched before does not fit"
 
     def _receive(self, response: requests.Response, offset: int) -> None:
@@ -250,8 +250,8 @@ class _Transfer:
 
     def _check_size(self, size: int) -> None:
         if size > self.max_bytes:
-            _forget(self.part)
-            raise UserError(f"{self.url}: {size:,} bytes or more, where {self.max_bytes:,} are allowed")
+            _discard(self.part)
+            raise UserError(f"{self.url}: {size:,} bytes or more, but only {self.max_bytes:,} are allowed")
 
 
 def _continues(response: requests.Response, offset: int) -> bool:
@@ -265,8 +265,8 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     Raises
     ------
     UserError
-        Where fewer than `needed` bytes are free.
+        If fewer than `needed` bytes are free.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(f"{what}: needs {needed:,} bytes in {folder}, where only {free:,} are free")
+        raise UserError(f"{what}: needs {needed:,} bytes in {folder}, but only {free:,} are free")

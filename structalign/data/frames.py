@@ -36,11 +36,11 @@ __all__ = ["Missing", "extract", "sample_indices"]
 NAMED = 10
 """Undecodable clips that an error names; the log has all."""
 
-PATIENCE = 1800.0
+TIMEOUT = 1800.0
 """Seconds that a decoder may take for a clip; some damaged files make one wait for ever."""
 
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
-"""What kills a decoder over a damaged video, unlike SIGKILL, which is sent from outside or for want of memory."""
+"""What kills a decoder over a damaged video, unlike SIGKILL, sent from outside or by the out-of-memory killer."""
 
 Packed = tuple[list[bytes], tuple[int, ...], set[str]]
 """A clip's frames as JPEG, their height and width, and what was changed or is doubtful."""
@@ -80,8 +80,8 @@ def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig,
     Raises
     ------
     UserError
-        Where more clips than allowed cannot be decoded, naming them; where a decoding process is killed, naming
-        what it read; where the disk is full.
+        If more clips than allowed cannot be decoded, naming them; if a decoding process is killed, naming
+        what it read; if the disk is full.
     """
     missing: list[Missing] = []
     notes: dict[str, list[str]] = defaultdict(list)
@@ -102,8 +102,8 @@ def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig,
             raise UserError(_complaint(missing, len(clips), frames.allow_missing))
         settings = {key: getattr(frames, key) for key in ("num_frames", "short_side", "quality")}
         index = {"settings": settings, "clips": shards.index, "notes": dict(sorted(notes.items()))}
-        atomic_write_json(folder / "index.json", index)
-        atomic_write_json(folder / "missing.json", [asdict(clip) for clip in missing])
+        atomic_write_json(folder / paths.FRAME_INDEX.name, index)
+        atomic_write_json(folder / paths.MISSING.name, [asdict(clip) for clip in missing])
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -121,7 +121,7 @@ def _complaint(missing: list[Missing], total: int, allowed: int) -> str:
     more = f" and {len(missing) - NAMED} more, all in the log" if len(missing) > NAMED else ""
     allow = f", or allow as many with frames.allow_missing={len(missing)} (now {allowed})"
     return (
-        f"{len(missing)} of {total} clips cannot be decoded: {named}{more}; mend or remove them"
+        f"{len(missing)} of {total} clips cannot be decoded: {named}{more}; fix or remove them"
         f"{allow if len(missing) < total else ''}"
     )
 
@@ -138,19 +138,19 @@ def _decode_all(
         )
         for clip in clips
     ]
-    yield from progress(_decode_apart(jobs, workers), len(jobs), "frames", "clip")
+    yield from progress(_decode_in_processes(jobs, workers), len(jobs), "frames", "clip")
 
 
-def _decode_apart(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
+def _decode_in_processes(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
     """Decode in processes, even if in one: a video that crashes the decoder must not end the stage."""
-    for (_, request, _), result in zip(jobs, parallel_map(_decode_one, jobs, workers, PATIENCE), strict=True):
+    for (_, request, _), result in zip(jobs, parallel_map(_decode_one, jobs, workers, TIMEOUT), strict=True):
         if not isinstance(result, JobFailed):
             yield result
         elif result.exitcode is None or -result.exitcode in CRASHES:
             yield f"decoding it {'took too long' if result.exitcode is None else f'crashed ({result})'}"
         else:
             raise UserError(
-                f"a decoding process died ({result}, perhaps for want of memory) while it read {request.path.name}: "
+                f"a decoding process died ({result}, possibly out of memory) while it read {request.path.name}: "
                 "lower machine.workers, or remove the video if it is always the same, and run again"
             )
 
@@ -202,7 +202,7 @@ class _ShardWriter:
             self.archive.writestr(zipfile.ZipInfo(entry_name(clip, number)), image)
             self.size += len(image)
         shard = Path(self.archive.filename or "").name
-        self.index[clip] = asdict(Place(shard, len(images), size[0], size[1]))
+        self.index[clip] = asdict(FrameEntry(shard, len(images), size[0], size[1]))
 
     def _next(self) -> None:
         if self.archive is not None:
@@ -211,6 +211,6 @@ class _ShardWriter:
         self.count, self.size = self.count + 1, 0
 
 
-def clips_of(clips: Iterable[Clip]) -> list[Clip]:
+def in_reading_order(clips: Iterable[Clip]) -> list[Clip]:
     """Put clips in the order that reads each video file once and gives the same shards every time."""
     return sorted(clips, key=lambda clip: (clip.video, clip.id))

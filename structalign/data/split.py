@@ -41,7 +41,7 @@ def published_split(published: PublishedSplit, clips: list[Clip], missing: Colle
     Raises
     ------
     UserError
-        Where the manifest lacks a video, or puts it on another side or in another category than its neighbours,
+        If the manifest lacks a video, or puts it on another side or in another category than its neighbours,
         or a video is in two tasks.
     """
     known = {clip.id: clip for clip in clips}
@@ -108,7 +108,7 @@ def few_shot_split(
     Raises
     ------
     UserError
-        If the numbers do not go together, or a video ends up in two tasks.
+        If the numbers are inconsistent, or a video ends up in two tasks.
     """
     from sklearn.utils import resample, shuffle  # takes a second to import
 
@@ -159,7 +159,7 @@ def read_missing(path: str | Path, clips: list[Clip]) -> list[str]:
     Raises
     ------
     UserError
-        Where the file is missing or is no list of clips, or names a clip that the manifest lacks.
+        If the file is missing or is no list of clips, or names a clip that the manifest lacks.
     """
     entries = read_json(path)
     try:

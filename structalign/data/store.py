@@ -17,7 +17,7 @@ from structalign.util.files import REPAIR_ADVICE, read_json
 
 
 @dataclass(frozen=True)
-class Place:
+class FrameEntry:
     """Where a clip's frames are, how many, and how large."""
 
     shard: str
@@ -48,18 +48,18 @@ class FrameStore:
     Raises
     ------
     UserError
-        Where the folder is not a store of frames.
+        If the folder is not a store of frames.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         try:
-            index = read_json(self.folder / "index.json")
-            self._clips = {clip: Place(**entry) for clip, entry in index["clips"].items()}
+            index = read_json(self.folder / paths.FRAME_INDEX.name)
+            self._clips = {clip: FrameEntry(**entry) for clip, entry in index["clips"].items()}
             self.notes = {note: list(clips) for note, clips in index["notes"].items()}
-            self.missing = [item["clip"] for item in read_json(self.folder / "missing.json")]
+            self.missing = [item["clip"] for item in read_json(self.folder / paths.MISSING.name)]
         except (KeyError, TypeError, AttributeError):
-            raise UserError(f"{self.folder}: index.json or missing.json is damaged; {MEND}") from None
+            raise UserError(f"{self.folder}: index.json or missing.json is damaged; {REPAIR_ADVICE}") from None
         self._archives: dict[str, zipfile.ZipFile] = {}
         self._lock = threading.Lock()
 
@@ -74,7 +74,7 @@ class FrameStore:
         Raises
         ------
         UserError
-            Where the clip is not in the store, or its shard is damaged.
+            If the clip is not in the store, or its shard is damaged.
         """
         entry = self._clips.get(clip)
         if entry is None:
@@ -88,7 +88,9 @@ class FrameStore:
             for number in range(len(frames)):
                 frames[number] = np.asarray(Image.open(io.BytesIO(archive.read(entry_name(clip, number)))))
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.folder / entry.shard}: damaged at clip {clip} ({error}); {MEND}") from None
+            raise UserError(
+                f"{self.folder / entry.shard}: damaged at clip {clip} ({error}); {REPAIR_ADVICE}"
+            ) from None
         return frames
 
     def _archive(self, shard: str) -> zipfile.ZipFile:

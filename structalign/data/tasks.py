@@ -62,11 +62,6 @@ class TaskSplit:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
 
-def task_file(task: int) -> str:
-    """Name the file of a task."""
-    return f"task-{task:02d}.json"
-
-
 def write_task(split: TaskSplit, path: str | Path) -> None:
     """Write one task as JSON."""
     atomic_write_json(path, asdict(split))
@@ -78,7 +73,7 @@ def read_task(path: str | Path) -> TaskSplit:
     Raises
     ------
     UserError
-        Where the file is missing or is not a task.
+        If the file is missing or is not a task.
     """
     try:
         return TypeAdapter(TaskSplit).validate_json(Path(path).read_bytes())

@@ -59,7 +59,7 @@ def rank(
         `rerank` and `index`; by default the ranking is full.
     """
     queries = [caption for gallery in galleries for caption in gallery.queries]
-    offsets = _offsets([len(gallery.clips) for gallery in galleries])
+    offsets = accumulate((len(gallery.clips) for gallery in galleries[:-1]), initial=0)
     scores, video_scores = Ranker(retriever, galleries, similarity, evaluate).scores_both_ways(queries)
     return Ranking(
         scores=scores,
@@ -72,12 +72,8 @@ def rank(
     )
 
 
-def _offsets(sizes: list[int]) -> list[int]:
-    return [sum(sizes[:index]) for index in range(len(sizes))]
-
-
 def _tasks(galleries: list[TaskGallery], sizes: list[int]) -> Tensor:
-    return torch.tensor([g.task for g, size in zip(galleries, sizes, strict=True) for _ in range(size)])
+    return torch.tensor([gallery.task for gallery in galleries]).repeat_interleave(torch.tensor(sizes))
 
 
 def recall_over_all(ranking: Ranking) -> dict[str, float]:

@@ -193,16 +193,12 @@ def _thinned(history: list[Moment]) -> list[dict[str, Any]]:
 
 def _facts(position: int, galleries: list[TaskGallery], categories: list[str]) -> dict[str, Any]:
     """Return clip, task, category and first caption of the video at a position in the galleries."""
-    for gallery in galleries:
-        if position < len(gallery.clips):
-            break
-        position -= len(gallery.clips)
-    caption = gallery.queries[gallery.target.index(position)] if position in gallery.target else ""
+    gallery, position = locate(galleries, position)
     return {
         "clip": gallery.clips[position],
         "task": gallery.task,
         "category": categories[gallery.category[position]],
-        "caption": caption,
+        "caption": gallery.caption(position),
     }
 
 

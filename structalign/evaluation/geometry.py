@@ -163,8 +163,8 @@ GEOMETRY: tuple[Metric, ...] = (
         better="lower",
         ideal=0,
         range="0 to 2",
-        meaning="Largest distance of any cosine between two classes from the ideal one: the worst pair, where the "
-        "angle error is the mean over pairs.",
+        meaning="Largest distance of any cosine between two classes from the ideal one: the worst pair, whereas "
+        "the angle error is the mean over pairs.",
         compute=lambda classes: float(np.abs(classes.cosines - classes.ideal_gram).max()),
     ),
     Metric(
@@ -196,5 +196,5 @@ features of one modality share a large common part."""
 
 
 def geometry(classes: ClassMeans) -> dict[str, float]:
-    """Compute all measures of `GEOMETRY` that apply to a classes."""
+    """Compute all measures of `GEOMETRY` that apply to these class means."""
     return computed(GEOMETRY, classes)

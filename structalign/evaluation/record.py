@@ -140,7 +140,7 @@ class Record:
             "K": config.K,
             "seed": config.seed,
             "select": config.train.select,
-            "data_fingerprint": fingerprint(galleries),
+            "data_fingerprint": data_fingerprint(galleries),
         }
         self.recall = {**facts, "tasks": tasks, "rows": [*self.recall["rows"], row]}
         self.features = features
@@ -187,7 +187,7 @@ def metrics_row(
         earlier_r1=[row["r1"] for row in earlier],
         val_r1=val_r1,
     )
-    found = class_means(features)
+    found = measured_class_means(features)
     return {
         "after": len(tasks),
         **computed(METRICS, measured),
@@ -201,7 +201,7 @@ def metrics_row(
     }
 
 
-def class_means(features: dict[str, Tensor]) -> dict[str, ClassMeans]:
+def measured_class_means(features: dict[str, Tensor]) -> dict[str, ClassMeans]:
     """Class means of each modality: projected to the prototypes if the method has any, else as they are."""
     found = {}
     for modality in ("text", "video"):

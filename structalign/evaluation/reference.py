@@ -87,7 +87,7 @@ def reference(
     text = restore_order((places, global_) for places, _, _, global_ in encode_texts(untouched, queries, split.task))
     return Reference(
         text=normalize(text.float(), dim=-1).cpu(),
-        video=global_features(frames),
+        video=pool_frames(frames),
         untouched_r1=recall_within_own_gallery(untouched, split, frames, similarity, split.task),
         next_r1=next_r1,
     )

@@ -18,13 +18,15 @@ ARRIVAL_SECONDS = 15
 """How long a shared file system may take to show what another machine wrote."""
 
 
-def run_missing(runs: Sequence[Run], place: Place, resources: Resources, quick: bool = False) -> dict[str, str]:
+def run_missing(
+    runs: Sequence[Run], workspace: Workspace, resources: Resources, quick: bool = False
+) -> dict[str, str]:
     """Run what the project does not have yet.
 
     Parameters
     ----------
     runs : sequence of Run
-    place : Place
+    workspace : Workspace
     resources : Resources
     quick : bool
         Whether a run is one process, of which the project keeps the numbers alone.
@@ -39,36 +41,36 @@ def run_missing(runs: Sequence[Run], place: Place, resources: Resources, quick: 
     UserError
         Before anything starts: if overrides do not compose, or the executor cannot be had.
     """
-    results = results_of(place, quick)
+    results = results_of(workspace, quick)
     present = results.names()
     missing = [run for run in runs if run.name not in present]
     log.info(
         f"{len(runs) - len(missing)} of {len(runs)} runs are there" + (f": {len(missing)} to go" * bool(missing))
     )
-    fleet = Fleet(resources, place.scratch)
-    prepare(missing, place, fleet)
+    fleet = Fleet(resources, workspace.scratch)
+    prepare(missing, workspace, fleet)
     job = QuickExperiment if quick else Experiment
-    work = {run.name: job(place, run.name, run.overrides) for run in missing}
+    work = {run.name: job(workspace, run.name, run.overrides) for run in missing}
     errors = {}
     with progress_bar(len(work), "runs", "run") as bar, closing(fleet.run(work)) as ended:
         for name in ended:
             bar.update()
-            path = place.log(name)
+            path = workspace.log(name)
             if not _arrived(name, results, path, 0 if fleet.local else ARRIVAL_SECONDS):
                 errors[name] = last_error(path) or "it was killed"
                 log.error(f"{name}: {errors[name]} ({path})")
     return errors
 
 
-def results_of(place: Place, quick: bool) -> Results:
+def results_of(workspace: Workspace, quick: bool) -> Results:
     """Where the runs of a study, quick or not, are found."""
-    return QuickResults(place.source.project) if quick else Experiments(place.source.project)
+    return QuickResults(workspace.source.project) if quick else Experiments(workspace.source.project)
 
 
-def prepare(runs: Sequence[Run], place: Place, fleet: Fleet) -> None:
+def prepare(runs: Sequence[Run], workspace: Workspace, fleet: Fleet) -> None:
     """Make what runs share, before they start; see that their overrides compose.
 
-    What fails here is told by the runs, which meet it again.
+    Failures here are not reported: each run meets the same failure and reports it.
 
     Raises
     ------
@@ -78,10 +80,10 @@ def prepare(runs: Sequence[Run], place: Place, fleet: Fleet) -> None:
     variants = to_prepare(runs)
     if len(runs) < 2:
         return
-    digest = hashlib.sha256(repr((variants, place.source.commit)).encode() + place.source.patch).hexdigest()
+    digest = hashlib.sha256(repr((variants, workspace.source.commit)).encode() + workspace.source.patch).hexdigest()
     name = f"prepare-{digest[:12]}"
-    log.info(f"preparing data and backbone, {len(variants)} variants ({place.log(name)})")
-    with closing(fleet.run({name: Preparation(place, name, SHARED_STAGES, variants)})) as ended:
+    log.info(f"preparing data and backbone, {len(variants)} variants ({workspace.log(name)})")
+    with closing(fleet.run({name: Preparation(workspace, name, SHARED_STAGES, variants)})) as ended:
         for _ in ended:
             pass
 

@@ -81,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other option, such as account=lab"
     )
-    group.add_argument("--scratch", type=Path, default=None, help="folder for clones and logs (default: .cache/runs)")
+    group.add_argument(
+        "--scratch", type=Path, default=None, help=f"folder for clones and logs (default: {paths.RUNS})"
+    )
 
 
 def resources(args: argparse.Namespace) -> Resources:
@@ -90,7 +92,7 @@ def resources(args: argparse.Namespace) -> Resources:
     Raises
     ------
     UserError
-        If an option has a value that cannot be, or there is no Slurm here.
+        If an option has an impossible value, or there is no Slurm here.
     """
     if args.executor not in EXECUTORS:
         raise UserError(f"--executor {args.executor}: must be {' or '.join(EXECUTORS)}")
@@ -156,7 +158,7 @@ class Fleet:
             By name; must be picklable.
         """
         self.scratch.mkdir(parents=True, exist_ok=True)
-        # One of this call alone: submitit names files by process, and numbers of processes come again.
+        # One of this call alone: submitit names files by process, and process ids are reused.
         folder = Path(tempfile.mkdtemp(dir=self.scratch, prefix="jobs-"))
         names = [] if self.local else _queued()
         self.running = {name: submitit.SlurmJob(folder, job) for name, job in names if name in work}
@@ -205,7 +207,7 @@ class Fleet:
             return [name for name, job in self.running.items() if job.done()]
         try:
             alive = {job for _, job in _queued()}
-        except UserError as error:  # a controller that is busy or starts again; the jobs know nothing of it
+        except UserError as error:  # the controller is busy or restarts; the jobs are not affected
             log.debug(str(error))
             return []
         return [name for name, job in self.running.items() if job.job_id not in alive]

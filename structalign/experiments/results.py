@@ -19,9 +19,7 @@ from structalign.util.files import fresh_dir, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
-
-QUICK = Path(".cache/quick")
-"""A folder for each quick run that has ended, beside what DVC keeps."""
+    from dvc.repo import Repo
 
 _REFERENCE = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)")
 
@@ -32,16 +30,30 @@ def finished(project: Path) -> dict[str, str]:
     return {match[1]: match[0] for line in listed if (match := _REFERENCE.fullmatch(line))}
 
 
-def dvc_cache(project: Path) -> Path:
-    """Ask DVC where a project keeps its outputs."""
+@contextmanager
+def dvc_repo(project: Path) -> Iterator[Repo]:
+    """Yield DVC's view of a project, which may be any folder within it.
+
+    Raises
+    ------
+    UserError
+        If it is not a DVC project.
+    """
     from dvc.exceptions import NotDvcRepoError
-    from dvc.repo import Repo
+    from dvc.repo import Repo  # takes a second
 
     try:
-        with Repo(str(project)) as repo:
-            return Path(repo.cache.local_cache_dir)
+        repo = Repo(str(project))
     except NotDvcRepoError as error:
         raise UserError(" ".join(str(error).split())) from None
+    with repo:
+        yield repo
+
+
+def dvc_cache(project: Path) -> Path:
+    """Return the folder in which DVC keeps a project's outputs; a `UserError` if it is not a DVC project."""
+    with dvc_repo(project) as repo:
+        return Path(repo.cache.local_cache_dir)
 
 
 class Results(Protocol):
@@ -112,20 +124,20 @@ class QuickResults:
 
     def names(self) -> set[str]:
         """All quick runs that have ended."""
-        return {path.parent.name for path in (self.project / QUICK).glob(f"[!.]*/{paths.SUMMARY.name}")}
+        return {path.parent.name for path in (self.project / paths.QUICK).glob(f"[!.]*/{paths.SUMMARY.name}")}
 
     def summary(self, name: str) -> dict[str, Any]:
         """Read a run's summary."""
-        return read_json(self.project / QUICK / name / paths.SUMMARY.name)
+        return read_json(self.project / paths.QUICK / name / paths.SUMMARY.name)
 
     def curve(self, name: str) -> pd.DataFrame:
         """Read a run's recall by task."""
         import pandas as pd
 
-        return pd.read_csv(self.project / QUICK / name / paths.RECALL_BY_TASK.name)
+        return pd.read_csv(self.project / paths.QUICK / name / paths.RECALL_BY_TASK.name)
 
     def keep(self, name: str, folder: Path) -> None:
         """Take over what a run in `folder` has measured."""
-        with fresh_dir(self.project / QUICK / name) as kept:
+        with fresh_dir(self.project / paths.QUICK / name) as kept:
             for path in (paths.SUMMARY, paths.RECALL_BY_TASK):
                 shutil.copyfile(folder / path, kept / path.name)

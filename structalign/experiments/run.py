@@ -37,13 +37,16 @@ RUN_VARIABLE = "STRUCTALIGN_RUN"
 
 STARTED = "=== started "
 
+NAMED = 6
+"""Uncommitted files that are named; the others are counted."""
+
 GRACE_SECONDS = 600
 """Longer than Slurm waits between asking a job to end and ending it."""
 _LOGGED_ERROR = re.compile(r"\d\d:\d\d:\d\d ERROR +(.+)")
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """Where runs happen and what they share.
 
     Attributes
@@ -60,9 +63,39 @@ class Place:
     scratch: Path
     cache: Path
 
+    @classmethod
+    def of(cls, project: Path, scratch: Path | None, without: Sequence[str] = ()) -> Workspace:
+        """Take the code as it is now; warn if it is not that of a commit.
+
+        Parameters
+        ----------
+        project : Path
+        scratch : Path, optional
+            By default the project's `paths.RUNS`.
+        without : sequence of str
+            Folders whose changes do not count.
+
+        Raises
+        ------
+        UserError
+            If the project is not a git repository with a commit, or not a DVC project.
+        """
+        source = Source.of(project, without)
+        if changed := source.changed_files():
+            more = f" and {len(changed) - NAMED} more files" if len(changed) > NAMED else ""
+            log.warning(f"uncommitted changes go into every run, and its name: {', '.join(changed[:NAMED])}{more}")
+        return cls(source, (scratch or project / paths.RUNS).resolve(), dvc_cache(project))
+
     def log(self, name: str) -> Path:
         """Where a run's output goes."""
         return self.scratch / "logs" / f"{name}.log"
+
+    def start_log(self, name: str) -> Path:
+        """Note in a run's log that an attempt starts, when and on which machine; return the log's path."""
+        path = self.log(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        note(path, f"{STARTED}{datetime.now():%Y-%m-%d %H:%M:%S} on {os.uname().nodename}")
+        return path
 
     @contextmanager
     def clone(self, name: str) -> Iterator[Path]:
@@ -79,11 +112,32 @@ class Place:
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
-        """Wait until nobody else is at the run `name`, and keep others off it."""
+        """Wait until no other process works on the run `name`, and keep others out."""
         locks = self.scratch / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f"{name}.lock", poll_interval=1):
             yield
+
+    def prepare(self, name: str, folder: Path, overrides: Iterable[str], stages: Iterable[str]) -> None:
+        """Compose the parameters of a clone and make stages there, with what they need.
+
+        Parameters
+        ----------
+        name : str
+            The run's.
+        folder : Path
+            The clone.
+        overrides : iterable of str
+            As `dvc exp run -S` takes them.
+        stages : iterable of str
+
+        Raises
+        ------
+        UserError
+            If overrides do not compose, or a stage fails; the log says why.
+        """
+        self.call(name, folder, "structalign", "params", *overrides)
+        self.call(name, folder, "dvc", "repro", *stages)
 
     def call(self, name: str, folder: Path, *arguments: str, enough: Callable[[], bool] | None = None) -> bool:
         """Run a Python module in a clone; its output goes to the run's log.
@@ -111,9 +165,9 @@ class Place:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         marks = {RUN_VARIABLE: str(folder), PROJECT_VARIABLE: str(self.source.project)}
         environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", **marks}
-        with self.log(name).open("ab") as log:
+        with self.log(name).open("ab") as output:
             command = [sys.executable, "-m", *arguments]
-            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
             while enough and process.poll() is None:
                 if enough():
                     end_processes(folder)
@@ -131,15 +185,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Job(ABC):
-    """Something to do at a place, once at a time; submitit calls it, and calls it again after a preemption.
+    """Something to do in a workspace, once at a time; submitit calls it, and calls it again after a preemption.
 
     Attributes
     ----------
-    place : Place
+    workspace : Workspace
     name : str
     """
 
-    place: Place
+    workspace: Workspace
     name: str
 
     def __call__(self) -> None:
@@ -157,23 +211,21 @@ class Job(ABC):
         UserError
             If it fails; the last line of the log says the same.
         """
-        log = self.place.log(self.name)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with self.place.alone(self.name):
+        with self.workspace.alone(self.name):
             if self.is_done():
                 return
-            note(log, f"{STARTED}{datetime.now():%Y-%m-%d %H:%M:%S} on {os.uname().nodename}")
+            path = self.workspace.start_log(self.name)
             try:
-                with self.place.clone(self.name) as folder:
+                with self.workspace.clone(self.name) as folder:
                     self.work(folder)
             except (UserError, OSError) as error:
                 reason = " ".join(str(error).split())
-                note(log, f"ERROR: {reason}")
+                note(path, f"ERROR: {reason}")
                 raise UserError(reason) from None
 
     def checkpoint(self) -> DelayedSubmission:
-        """End what runs before the machine is taken away; the same again is what goes on later."""
-        end_processes(self.place.scratch / self.name)
+        """End what runs before the machine is taken away; resubmit the same job, which continues later."""
+        end_processes(self.workspace.scratch / self.name)
         return DelayedSubmission(self)
 
     @abstractmethod
@@ -199,12 +251,12 @@ class Experiment(Job):
 
     def is_done(self) -> bool:
         """Whether the project has the experiment."""
-        return self.name in Experiments(self.place.source.project).names()
+        return self.name in Experiments(self.workspace.source.project).names()
 
     def work(self, folder: Path) -> None:
         """Run the chain and hand the experiment over."""
         settings = [part for item in self.overrides for part in ("-S", item)]
-        self.place.call(self.name, folder, "dvc", "exp", "run", "--name", self.name, *settings)
+        self.workspace.call(self.name, folder, "dvc", "exp", "run", "--name", self.name, *settings)
         made = finished(folder)[self.name]
         git("push", "--quiet", "origin", f"{made}:{made}", folder=folder)
 
@@ -214,14 +266,13 @@ class QuickExperiment(Experiment):
 
     def is_done(self) -> bool:
         """Whether the project has its numbers."""
-        return self.name in QuickResults(self.place.source.project).names()
+        return self.name in QuickResults(self.workspace.source.project).names()
 
     def work(self, folder: Path) -> None:
         """Take what runs share from DVC's cache, run the rest, and hand the numbers over."""
-        self.place.call(self.name, folder, "structalign", "params", *self.overrides)
-        self.place.call(self.name, folder, "dvc", "repro", *SHARED_STAGES)
-        self.place.call(self.name, folder, "stages.quick")
-        QuickResults(self.place.source.project).keep(self.name, folder)
+        self.workspace.prepare(self.name, folder, self.overrides, SHARED_STAGES)
+        self.workspace.call(self.name, folder, "stages.quick")
+        QuickResults(self.workspace.source.project).keep(self.name, folder)
 
 
 @dataclass(frozen=True)
@@ -248,8 +299,7 @@ class Preparation(Job):
         failures = []
         for overrides in self.variants:
             try:
-                self.place.call(self.name, folder, "structalign", "params", *overrides)
-                self.place.call(self.name, folder, "dvc", "repro", *self.stages)
+                self.workspace.prepare(self.name, folder, overrides, self.stages)
             except UserError as error:
                 failures.append(str(error))
         if failures:
@@ -272,19 +322,19 @@ def _belongs(process: psutil.Process, folder: Path) -> bool:
         return False
 
 
-def last_error(log: Path) -> str:
+def last_error(path: Path) -> str:
     """Find what went wrong in the last attempt that a log tells of; empty if it does not say.
 
     What a stage said is worth more than DVC's remark that the stage failed.
     """
-    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n") if log.exists() else ""
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\r", "\n") if path.exists() else ""
     lines = [line.strip() for line in text.rpartition(STARTED)[2].splitlines()[1:] if line.strip()]
     stage = [match[1] for line in lines if (match := _LOGGED_ERROR.match(line))]
     others = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return (stage or others or [""])[-1]
 
 
-def note(log: Path, line: str) -> None:
+def note(path: Path, line: str) -> None:
     """Add a line to a log; a full disk may refuse it."""
-    with suppress(OSError), log.open("a", encoding="utf-8") as stream:
+    with suppress(OSError), path.open("a", encoding="utf-8") as stream:
         stream.write(line + "\n")

@@ -149,7 +149,7 @@ def composed(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
 
 
 def to_prepare(runs: Sequence[Run]) -> tuple[tuple[str, ...], ...]:
-    """Pick a run for each different thing that must be made before the runs may start at a time.
+    """Pick a run for each different thing that must be made before the runs can start in parallel.
 
     Returns
     -------
@@ -181,3 +181,39 @@ def value_of(parameters: dict[str, Any], key: str) -> Any:
     for part in key.split("."):
         parameters = parameters.get(part, {})
     return parameters
+
+
+def chosen(wanted: str | None, labels: Iterable[str], study: str) -> list[str]:
+    """List the labels that `--labels` names, by themselves or by patterns such as `* K=*`, or all.
+
+    Raises
+    ------
+    UserError
+        If the study has no such label.
+    """
+    labels = list(labels)
+    found = {name: [name] if name in labels else fnmatch.filter(labels, name) for name in (wanted or "*").split(",")}
+    if unknown := [pattern for pattern, names in found.items() if not names]:
+        raise UserError(f"--labels {', '.join(unknown)}: {study} has {', '.join(labels)}")
+    return list(dict.fromkeys(name for names in found.values() for name in names))
+
+
+def common_overrides(args: argparse.Namespace) -> list[str]:
+    """List the overrides that `--data`, `--K` and `-S` give to every run."""
+    named = {"data": args.data, "K": args.K}
+    return [*(f"{key}={value}" for key, value in named.items() if value is not None), *args.overrides]
+
+
+def seeds_of(text: str) -> list[int]:
+    """Read seeds such as `0,1,2`."""
+    try:
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise UserError(f"--seeds {text}: must be whole numbers, such as 0,1,2") from None
+
+
+def output_name(study: str, common: list[str]) -> str:
+    """Name a comparison: data and K in plain words, other overrides as a hash."""
+    words = words_of(common)
+    rest = [item for item in common if not words_of([item])]
+    return slug([study, *words, *([hashlib.sha256(" ".join(rest).encode()).hexdigest()[:6]] if rest else [])])

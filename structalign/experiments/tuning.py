@@ -34,7 +34,7 @@ from structalign.util.errors import UserError
 SPACES = Path("conf/tune")
 
 VALIDATION = "val_"
-"""How objectives begin that are measured on validation videos."""
+"""Prefix of the objectives that are measured on validation videos."""
 
 DRAW = "draw"
 """Attribute of a trial: the number of the job that made it."""
@@ -155,7 +155,7 @@ class Tuning:
 
     Attributes
     ----------
-    place : Place
+    workspace : Workspace
     name : str
         Optuna's name for it; it changes with all that decides what a trial measures.
     label : str
@@ -171,10 +171,10 @@ class Tuning:
     journal : Path
         Optuna's journal file.
     quick : bool
-        Trials are `QuickRun`s, and those that fall behind the others are stopped.
+        Trials are `TrialRun`s, and those that fall behind the others are stopped.
     """
 
-    place: Place
+    workspace: Workspace
     name: str
     label: str
     overrides: tuple[str, ...]
@@ -193,7 +193,7 @@ class Tuning:
         overrides: Sequence[str],
         seeds: Sequence[int],
         objective: str,
-        place: Place,
+        workspace: Workspace,
         journal: Path,
         quick: bool = False,
     ) -> Tuning:
@@ -205,7 +205,7 @@ class Tuning:
             If overrides do not compose, nothing lies around an untuned value, or the objective cannot be measured.
         """
         settings = (*overrides, *searched.overrides, *searched.labels[label])
-        run = make_run(["tune", label], label, seeds[0], settings, place.source)
+        run = make_run(["tune", label], label, seeds[0], settings, workspace.source)
         parameters = composed([run])[run.name]
         if objective.startswith(VALIDATION) and not value_of(parameters, "split.validation"):
             raise UserError(
@@ -218,11 +218,11 @@ class Tuning:
             for key, domain in searched.spaces[label].items()
         }
         decides = repr(
-            (settings, sorted(map(repr, space.items())), tuple(seeds), objective, quick, place.source.commit)
+            (settings, sorted(map(repr, space.items())), tuple(seeds), objective, quick, workspace.source.commit)
         )
-        digest = hashlib.sha256(decides.encode() + place.source.patch).hexdigest()
+        digest = hashlib.sha256(decides.encode() + workspace.source.patch).hexdigest()
         name = f"{searched.name}-{label}-{digest[:8]}"
-        return cls(place, name, label, settings, space, untuned, tuple(seeds), objective, journal, quick)
+        return cls(workspace, name, label, settings, space, untuned, tuple(seeds), objective, journal, quick)
 
     @property
     def result(self) -> str:
@@ -235,7 +235,7 @@ class Tuning:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(self.journal)))
         sampler = optuna.samplers.TPESampler(seed=draw, constant_liar=True)
-        # The first task alone says little: who learns most of it may forget most of it. (Pruners that look at a
+        # The first task alone says little: what learns most of it may forget most of it. (Pruners that look at a
         # trial's best value so far never stop anything here: recall falls as the gallery grows.)
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)
         return optuna.create_study(
@@ -250,7 +250,9 @@ class Tuning:
     def runs(self, values: Mapping[str, Any]) -> list[Run]:
         """List the runs of a trial with these values, one a seed."""
         chosen = [*self.overrides, *(f"{key}={json.dumps(value)}" for key, value in values.items())]
-        return [make_run(["tune", self.label], self.label, seed, chosen, self.place.source) for seed in self.seeds]
+        return [
+            make_run(["tune", self.label], self.label, seed, chosen, self.workspace.source) for seed in self.seeds
+        ]
 
     def begin_with_defaults(self) -> None:
         """Let the first trial have the values that the label has untuned.
@@ -265,7 +267,7 @@ class Tuning:
 
     def trial_lock(self, number: int) -> FileLock:
         """Tell whether a trial is under way: its job holds this lock."""
-        locks = self.place.scratch / "locks"
+        locks = self.workspace.scratch / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         return FileLock(locks / f"{self.name}-{number}.lock")
 
@@ -301,10 +303,9 @@ class Trial:
         return f"{self.tuning.name}-job{self.draw}"
 
     def __call__(self) -> None:
-        """Ask for values, run them, tell what came of it."""
-        tuning, log = self.tuning, self.tuning.place.log(self.name)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        note(log, f"{STARTED}{datetime.now():%Y-%m-%d %H:%M:%S} on {os.uname().nodename}")
+        """Get values from Optuna, run them, and report the result."""
+        tuning = self.tuning
+        path = tuning.workspace.start_log(self.name)
         study = tuning.study(self.draw)
         with FileLock(f"{tuning.journal}.ask"):
             retry_lost(tuning, study)
@@ -319,11 +320,11 @@ class Trial:
                 study.tell(trial, state=TrialState.PRUNED)
             except UserError as error:
                 study.tell(trial, state=TrialState.FAIL)
-                note(log, f"ERROR: {error}")
+                note(path, f"ERROR: {error}")
                 sys.exit(1)
 
     def checkpoint(self) -> DelayedSubmission:
-        """The same again: it takes up the values of the trial that ends here."""
+        """Resubmit the same job: it retries the values of the trial that ends here."""
         return DelayedSubmission(self)
 
     def _value(self, values: Mapping[str, Any]) -> float:
@@ -331,8 +332,8 @@ class Trial:
         tuning = self.tuning
         measured = []
         for run in tuning.runs(values):
-            Experiment(tuning.place, run.name, run.overrides).do()
-            summary = Experiments(tuning.place.source.project).summary(run.name)
+            Experiment(tuning.workspace, run.name, run.overrides).do()
+            summary = Experiments(tuning.workspace.source.project).summary(run.name)
             measured.append(objective_in(summary, tuning.objective))
         return statistics.mean(measured)
 
@@ -347,21 +348,21 @@ class Trial:
         measured, steps = [], 0
         for run in self.tuning.runs(trial.params):
             curve = Progress(trial, steps)
-            QuickRun(self.tuning.place, run.name, run.overrides, curve).do()
+            TrialRun(self.tuning.workspace, run.name, run.overrides, curve).do()
             steps += len(curve.values)
             measured.append(curve.values[-1])
         return statistics.mean(measured)
 
 
 class Progress:
-    """What a quick run has measured so far, task by task, as Optuna is told.
+    """What a quick run has measured so far, task by task, as reported to Optuna.
 
     Parameters
     ----------
     trial : Trial
         Optuna's.
     steps : int
-        How much the runs before this one have told.
+        How many values the runs before this one have reported.
     """
 
     def __init__(self, trial: optuna.Trial, steps: int) -> None:
@@ -369,7 +370,7 @@ class Progress:
         self.values: list[float] = []
 
     def falls_behind(self, values: Sequence[float]) -> bool:
-        """Tell Optuna what is new in `values`; say whether it would go on."""
+        """Report what is new in `values` to Optuna; return whether it would stop the trial."""
         for value in values[len(self.values) :]:
             self.values.append(value)
             self.trial.report(value, self.steps + len(self.values))
@@ -377,7 +378,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class QuickRun(Job):
+class TrialRun(Job):
     """All tasks in one process, in a clone; what is measured goes to `progress`, and nothing else is kept.
 
     Attributes
@@ -401,14 +402,13 @@ class QuickRun(Job):
         TrialPruned
             If it falls behind before.
         """
-        self.place.call(self.name, folder, "structalign", "params", *self.overrides)
-        self.place.call(self.name, folder, "dvc", "repro", *SHARED_STAGES)
-        if self.place.call(self.name, folder, "stages.trial", enough=lambda: self._falls_behind(folder)):
+        self.workspace.prepare(self.name, folder, self.overrides, SHARED_STAGES)
+        if self.workspace.call(self.name, folder, "stages.trial", enough=lambda: self._falls_behind(folder)):
             raise optuna.TrialPruned
         self._falls_behind(folder)  # tells of the last task
 
     def _falls_behind(self, folder: Path) -> bool:
-        path = folder / TRIAL
+        path = folder / paths.TRIAL
         return path.exists() and self.progress.falls_behind(json.loads(path.read_text(encoding="utf-8")))
 
 

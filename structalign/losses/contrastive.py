@@ -44,7 +44,7 @@ def scl(
     log_scale : float
         Logits are similarity * exp(log_scale) / sqrt(B).
     same_video : {"negative", "masked", "positive"}
-        What another caption of the same video is: a negative (the released code), nobody (left out of the
+        What another caption of the same video is: a negative (the released code), masked (left out of the
         softmax), or a positive of equal standing.
     video : Tensor, shape (B,), optional
         Which video each pair shows; needed unless `same_video` is "negative".
@@ -52,7 +52,7 @@ def scl(
     Raises
     ------
     ValueError
-        Where `video` is missing, or `same_video` is none of its values.
+        If `video` is missing, or `same_video` has an unknown value.
     """
     logits = similarity * (_scale(log_scale) / len(similarity) ** 0.5)  # [B,B]
     return symmetric(logits, same_video, video)
@@ -77,9 +77,10 @@ def crp(
         Softens both; the result is multiplied by its square.
     """
     root = len(student) ** 0.5
-    ours = student * _scale(log_scale) / (root * temperature)
-    theirs = (teacher * _scale(teacher_log_scale) / (root * temperature)).detach()
-    return temperature**2 * (_divergence(ours, theirs) + _divergence(ours.T, theirs.T)) / 2
+    student_logits = student * _scale(log_scale) / (root * temperature)
+    teacher_logits = (teacher * _scale(teacher_log_scale) / (root * temperature)).detach()
+    divergence = _divergence(student_logits, teacher_logits) + _divergence(student_logits.T, teacher_logits.T)
+    return temperature**2 * divergence / 2
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ def pseudo_contrastive(
     videos = torch.cat([pool_frames(frames), pseudo_video.to(frames)])  # [B+P,D]
     logits = _inner_products(videos, texts, log_scale)  # [B+P,B+P]
     batch, old = _relate(same_video, video), _relate(same_class, category)
-    relation = _relate_apart(batch, old, (len(words), len(pseudo_text)), logits.device)
+    relation = _block_diagonal(batch, old, (len(words), len(pseudo_text)), logits.device)
     return _one_way(logits, relation) + _one_way(logits.T, relation)
 
 
@@ -205,11 +206,11 @@ def cross_task(
     return _one_way(logits, _relate(same_video, which))
 
 
-def scaled_cosines(ours: Tensor, theirs: Tensor, log_scale: Tensor | float) -> Tensor:
+def scaled_cosines(left: Tensor, right: Tensor, log_scale: Tensor | float) -> Tensor:
     """Cosines (A, B) of features of unit length, (A, D) and (B, D), times exp(log_scale), in full precision."""
-    with full_precision(ours.device):
-        dtype = torch.promote_types(ours.dtype, torch.float32)
-        return _scale(log_scale) * ours.to(dtype) @ theirs.to(dtype).T
+    with full_precision(left.device):
+        dtype = torch.promote_types(left.dtype, torch.float32)
+        return _scale(log_scale) * left.to(dtype) @ right.to(dtype).T
 
 
 def _inner_products(video: Tensor, text: Tensor, log_scale: Tensor | float) -> Tensor:
@@ -225,9 +226,9 @@ def symmetric(logits: Tensor, same_video: SameVideo = "negative", video: Tensor 
 
 
 class _Relation(NamedTuple):
-    """What B pairs are to each other, besides negatives; None where there is nothing to say."""
+    """What B pairs are to each other, besides negatives; None if there is nothing to say."""
 
-    nobody: Tensor | None  # [B,B], bool: left out of the softmax
+    masked: Tensor | None  # [B,B], bool: left out of the softmax
     positive: Tensor | None  # [B,B], bool, the diagonal among them; None: the diagonal alone
 
 
@@ -243,7 +244,7 @@ def _relate(mode: SameVideo, which: Tensor | None) -> _Relation:
     return _Relation(same.fill_diagonal_(False), None) if mode == "masked" else _Relation(None, same)
 
 
-def _relate_apart(one: _Relation, other: _Relation, sizes: tuple[int, int], device: torch.device) -> _Relation:
+def _block_diagonal(one: _Relation, other: _Relation, sizes: tuple[int, int], device: torch.device) -> _Relation:
     """Relate two groups of pairs that are negatives of each other."""
 
     def both(first: Tensor | None, second: Tensor | None, diagonal: bool) -> Tensor | None:
@@ -254,15 +255,15 @@ def _relate_apart(one: _Relation, other: _Relation, sizes: tuple[int, int], devi
             *(blank if part is None else part for part, blank in zip((first, second), blanks, strict=True))
         )
 
-    return _Relation(both(one.nobody, other.nobody, False), both(one.positive, other.positive, True))
+    return _Relation(both(one.masked, other.masked, False), both(one.positive, other.positive, True))
 
 
 def _one_way(logits: Tensor, relation: _Relation) -> Tensor:
     """Cross-entropy over rows (B, B + S) of B pairs on the diagonal; the other S columns are other videos."""
     others = (0, logits.shape[1] - len(logits))
-    if relation.nobody is not None:
+    if relation.masked is not None:
         # Not infinity: targets of 0 in the same row would make NaN of it.
-        logits = logits.masked_fill(pad(relation.nobody, others), torch.finfo(logits.dtype).min / 2)
+        logits = logits.masked_fill(pad(relation.masked, others), torch.finfo(logits.dtype).min / 2)
     if relation.positive is None:
         return cross_entropy(logits, torch.arange(len(logits), device=logits.device))
     positive = pad(relation.positive, others)  # [B,B+S]
@@ -271,8 +272,9 @@ def _one_way(logits: Tensor, relation: _Relation) -> Tensor:
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     """Cross-entropy of the student's softened logits (B, B) under the teacher's, over rows and over columns."""
-    ours, theirs = student / temperature, (teacher / temperature).detach()
-    return cross_entropy(ours, theirs.softmax(1)) + cross_entropy(ours.T, theirs.T.softmax(1))
+    student_logits, teacher_logits = student / temperature, (teacher / temperature).detach()
+    by_row = cross_entropy(student_logits, teacher_logits.softmax(1))
+    return by_row + cross_entropy(student_logits.T, teacher_logits.T.softmax(1))
 
 
 def adaptive_factor(base: Tensor, term: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def simplex_etf(num_classes: int, dim: int, seed: int = 0, construction: Constru
     Raises
     ------
     UserError
-        Where C or D is too small, with both numbers.
+        If C or D is too small, with both numbers.
     """
     if num_classes < 2:
         raise UserError(f"etf.num_classes = {num_classes}: a simplex needs at least 2 classes")
@@ -104,11 +104,11 @@ def pool_to_prototype(
     weight = projection_weight(projection, features)
     if mask is not None:
         features = features.masked_fill(~mask[..., None], 0)
-    answers = torch.einsum("bld,bd->bl", features, prototype @ weight)  # [B,L]
+    attention_logits = torch.einsum("bld,bd->bl", features, prototype @ weight)  # [B,L]
     if mask is not None:
         kept = mask | ~mask.any(1, keepdim=True)  # a softmax over nothing is no number
-        answers = answers.masked_fill(~kept, -math.inf)
-    return torch.einsum("bl,bld->bd", answers.softmax(-1), features) @ weight.T
+        attention_logits = attention_logits.masked_fill(~kept, -math.inf)
+    return torch.einsum("bl,bld->bd", attention_logits.softmax(-1), features) @ weight.T
 
 
 def projection_weight(projection: Projection, features: Tensor) -> Tensor:

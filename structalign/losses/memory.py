@@ -33,7 +33,7 @@ def class_statistics(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, 
     Raises
     ------
     UserError
-        Where there are no samples, or a feature is not a finite number.
+        If there are no samples, or a feature is not a finite number.
 
     Notes
     -----
@@ -92,7 +92,7 @@ class PrototypeMemory:
         Raises
         ------
         ValueError
-            Where they do not, or a class is in the memory already.
+            If they do not, or a class is in the memory already.
         """
         classes, text_means, text_radii = class_statistics(text, text_category)
         video_classes, video_means, video_radii = class_statistics(video, video_category)
@@ -108,7 +108,7 @@ class PrototypeMemory:
         Raises
         ------
         ValueError
-            Where a class is in both: tasks share no categories.
+            If a class is in both: tasks share no categories.
         """
         if not len(self):
             return new
@@ -138,7 +138,7 @@ class PrototypeMemory:
         Raises
         ------
         ValueError
-            Where the memory is empty.
+            If the memory is empty.
         """
         if not len(self):
             raise ValueError("the memory holds no classes to draw from: no task has ended yet")
@@ -163,7 +163,7 @@ class PrototypeMemory:
         Raises
         ------
         UserError
-            Where only some of the fields are there, or they disagree in their number of classes.
+            If only some of the fields are there, or they disagree in their number of classes.
         """
         found = {name: tensors[name] for name in _FIELDS if name in tensors}
         if found and len(found) < len(_FIELDS):

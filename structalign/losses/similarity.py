@@ -47,7 +47,7 @@ def word_frame_similarity(
     pooling : {"max", "soft"}
         `max` takes the best cosine, `soft` the sum of the cosines weighted by their own softmax.
     max_elements : int, optional
-        How many of the V * N * T * L cosines may be held at a time (never less than one pair's). Where they
+        How many of the V * N * T * L cosines may be held at a time (never less than one pair's). If they
         do not fit at once, gradients are computed from recomputed blocks, so that memory stays bounded in
         training as well. By default, a number that suits the device.
 
@@ -59,7 +59,7 @@ def word_frame_similarity(
     Raises
     ------
     UserError
-        Where `pooling` is neither of its values.
+        If `pooling` has an unknown value.
 
     Notes
     -----
@@ -110,7 +110,7 @@ def fuse(word_frame: Tensor, global_: Tensor, alpha: float, over: tuple[Tensor, 
     alpha : float
         Share of the word-frame scores, between 0 and 1.
     over : pair of Tensor, shapes (..., S) and (..., S'), optional
-        Where `word_frame` and `global_` are a part of each query's scores: those that mean and standard deviation
+        If `word_frame` and `global_` are a part of each query's scores: those that mean and standard deviation
         are taken over.
 
     Returns

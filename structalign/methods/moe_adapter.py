@@ -50,7 +50,7 @@ class MoEAdapter(AdapterMethod):
         return {name: experts.usage for name, experts in self.retriever.routed_experts().items()}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Take the counts up again."""
+        """Restore the counts from `training_state()`."""
         for name, experts in self.retriever.routed_experts().items():
             experts.usage.copy_(state[name])
 

@@ -27,7 +27,7 @@ class StableFusion(AdapterMethod):
         """Keep the global features (S, D) of earlier tasks' videos as further negatives."""
         pooled = self.trained_on
         if self.config.loss.cross_task_source == "gallery" and galleries:
-            pooled = torch.cat([normalize(gallery.frames.mean(dim=1), dim=-1) for gallery in galleries])
+            pooled = torch.cat([pool_frames(gallery.frames) for gallery in galleries])
         wanted = len(pooled) > 0 and self.config.loss.cross_task_weight > 0
         self.stored = pooled.to(self.retriever.device) if wanted else None
 
@@ -46,7 +46,7 @@ class StableFusion(AdapterMethod):
         return {"trained_on": self.trained_on} if len(self.trained_on) else {}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take back features of training videos."""
+        """Restore features of training videos from `state()`."""
         self.trained_on = state.get("trained_on", self.trained_on)
 
     def loss(self, batch: Batch) -> Terms:

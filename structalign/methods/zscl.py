@@ -45,6 +45,6 @@ class ZSCL(DistillationMethod):
         return {"count": self.count, "average": self.average}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Take the running average up again."""
+        """Restore the running average from `training_state()`."""
         self.count = state["count"]
         self.average = [average.to(weight) for average, weight in zip(state["average"], self._trained(), strict=True)]

@@ -138,7 +138,7 @@ class FrameFusionAttention(nn.Module):
         return shifted.flatten(0, 1)
 
 
-class LowRank(nn.Module):
+class LoRA(nn.Module):
     """A low-rank update of one projection: scale * B A x, with dropout on A's input.
 
     Parameters
@@ -164,7 +164,7 @@ class LowRank(nn.Module):
         return linear(self.scale * hidden, self.B)
 
 
-class LowRankExperts(nn.Module):
+class LoRAExperts(nn.Module):
     """A mixture of low-rank updates: one A, E matrices B_e, and a router that weighs them per text.
 
     The router sees the end token's vector in the projection's own input, plus the task prototype. In training,
@@ -174,7 +174,7 @@ class LowRankExperts(nn.Module):
     Parameters
     ----------
     inputs, outputs, rank, alpha, dropout
-        As for `LowRank`.
+        As for `LoRA`.
     experts : int
     top_k : int
     context : Context
@@ -211,12 +211,12 @@ class LowRankExperts(nn.Module):
         self.B.copy_(self.B[:1].expand_as(self.B))
 
 
-def mixed_updates(mixtures: Sequence[LowRankExperts], states: Tensor) -> Tensor:
+def mixed_updates(mixtures: Sequence[LoRAExperts], states: Tensor) -> Tensor:
     """Updates of U mixtures of the same size that read the same states, as few large products.
 
     Parameters
     ----------
-    mixtures : sequence of LowRankExperts
+    mixtures : sequence of LoRAExperts
     states : Tensor, shape (T, L, inputs)
 
     Returns
@@ -237,7 +237,7 @@ def mixed_updates(mixtures: Sequence[LowRankExperts], states: Tensor) -> Tensor:
     return torch.bmm(hidden.flatten(0, 1), mixed.flatten(0, 1).mT).unflatten(0, hidden.shape[:2])
 
 
-def mixed_gates(mixtures: Sequence[LowRankExperts], states: Tensor, prototype: Tensor) -> Tensor:
+def mixed_gates(mixtures: Sequence[LoRAExperts], states: Tensor, prototype: Tensor) -> Tensor:
     """Weigh the experts of U mixtures for each text: (U, T, E), `top_k` of them above 0, summing to 1."""
     first = mixtures[0]
     rows = torch.arange(len(states), device=states.device)
@@ -251,7 +251,7 @@ def mixed_gates(mixtures: Sequence[LowRankExperts], states: Tensor, prototype: T
     return gates.new_zeros(logits.shape).scatter(-1, which, gates)
 
 
-class LowRankAttention(nn.Module):
+class LoRAAttention(nn.Module):
     """The frozen attention with updates on some of its projections.
 
     Parameters
@@ -295,6 +295,6 @@ class LowRankAttention(nn.Module):
     def _updates(self, query: Tensor, key: Tensor) -> Iterable[Tensor]:
         """Updates of queries (T, Q, W), keys and values (T, L, W)."""
         updates = [self.updates[name] for name in "qkv"]
-        if query is key and isinstance(updates[0], LowRankExperts):
+        if query is key and isinstance(updates[0], LoRAExperts):
             return mixed_updates(updates, query)  # type: ignore[arg-type]
         return [update(states) for update, states in zip(updates, (query, key, key), strict=True)]

@@ -60,7 +60,7 @@ def open_clip_backbone(name: str, pretrained: str | None, weights: str | None) -
     Raises
     ------
     UserError
-        If open_clip does not know the name or the tag, the model is none that words can be read from, the tag's
+        If open_clip does not know the name or the tag, the model gives no word features, the tag's
         weights belong to another activation function, the file is missing, does not fit or holds numbers that are
         not finite, or the fetch fails.
     """

@@ -17,9 +17,9 @@ from structalign.model.adapters import (
     PROJECTIONS,
     Context,
     FrameFusionAttention,
-    LowRank,
-    LowRankAttention,
-    LowRankExperts,
+    LoRA,
+    LoRAAttention,
+    LoRAExperts,
 )
 from structalign.model.clip import (
     CLIP_LOG_SCALE,
@@ -59,10 +59,10 @@ def _full_residual(_module: nn.Module, _inputs: Any, patches: Tensor) -> Tensor:
 class Encoders(Protocol):
     """What encodes in a retriever's place: its own methods of these names, done in another way."""
 
-    def read(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor]:
+    def forward_text(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor]:
         """Encode texts."""
 
-    def watch(self, states: Tensor, num_frames: int, task: int) -> tuple[Tensor, Tensor]:
+    def forward_video(self, states: Tensor, num_frames: int, task: int) -> tuple[Tensor, Tensor]:
         """Encode videos."""
 
 
@@ -91,8 +91,8 @@ class Retriever(nn.Module):
         What encodes all frames at once, if it is "proxies".
     task : int
         The present task, from 1; videos are encoded as it sees them unless `encode_video` is told otherwise.
-    recorded : Encoders or None
-        What does the work of `read` and `watch` in their place, if anything does.
+    graphed : Encoders or None
+        What does the work of `forward_text` and `forward_video` in their place, such as CUDA graphs.
 
     Raises
     ------
@@ -118,7 +118,7 @@ class Retriever(nn.Module):
         self.clip, self.info, self.model, self.trainable = clip, info, model, trainable
         self.context = Context()
         self.task = 1
-        self.recorded: Encoders | None = None
+        self.graphed: Encoders | None = None
         self._tokenizer: Any = None
         self.register_buffer("log_scale", torch.tensor(CLIP_LOG_SCALE), persistent=False)
         self.register_buffer("mean", torch.tensor(info.mean).view(3, 1, 1), persistent=False)
@@ -176,7 +176,7 @@ class Retriever(nn.Module):
             return
         layers = adapted_blocks(model.adapter_layers, len(blocks), self.info.name)
         self._stem_blocks = len(blocks) - layers
-        make = partial(LowRank, rank=model.vision_rank, alpha=model.lora_alpha, dropout=model.dropout)
+        make = partial(LoRA, rank=model.vision_rank, alpha=model.lora_alpha, dropout=model.dropout)
         for number in range(len(blocks) - layers, len(blocks)):
             base = blocks[number].attn
             if kind == "frame_fusion":
@@ -184,7 +184,7 @@ class Retriever(nn.Module):
             elif kind == "mlp_moe":
                 self._attach_routed(blocks[number], model.vision_rank, num_tasks, at_end=False)
             else:
-                blocks[number].attn = LowRankAttention(base, "qkv", make)
+                blocks[number].attn = LoRAAttention(base, "qkv", make)
 
     def _attach_routed(self, block: Any, rank: int, num_tasks: int, at_end: bool) -> None:
         """Put experts beside the MLP of a block."""
@@ -225,13 +225,13 @@ class Retriever(nn.Module):
         sizes: dict[str, Any] = {"rank": model.rank, "alpha": model.lora_alpha, "dropout": model.dropout}
         make: Callable[[int, int], nn.Module]
         if kind == "lora_moe":
-            make = partial(LowRankExperts, **sizes, experts=model.experts, top_k=model.top_k, context=self.context)
+            make = partial(LoRAExperts, **sizes, experts=model.experts, top_k=model.top_k, context=self.context)
             width = blocks[0].attn.embed_dim
             self.prototypes.extend(nn.Parameter(torch.randn(width) * 0.02) for _ in range(num_tasks))
         else:
-            make = partial(LowRank, **sizes)
+            make = partial(LoRA, **sizes)
         for block in blocks:
-            block.attn = LowRankAttention(block.attn, PROJECTIONS, make)
+            block.attn = LoRAAttention(block.attn, PROJECTIONS, make)
 
     def _blocks(self, tower: nn.Module, key: str) -> Sequence[Any]:
         """The residual blocks of a tower whose attention an adapter can take the place of."""
@@ -241,8 +241,8 @@ class Retriever(nn.Module):
             raise UserError(f"model.{key} = {kind!r}: {self.info.name} has no such blocks; `none` or a plain ViT")
         return blocks
 
-    def _experts(self) -> Iterator[LowRankExperts]:
-        return (module for module in self.modules() if isinstance(module, LowRankExperts))
+    def _experts(self) -> Iterator[LoRAExperts]:
+        return (module for module in self.modules() if isinstance(module, LoRAExperts))
 
     def routed_experts(self) -> dict[str, RoutedExperts]:
         """The experts beside the blocks' MLPs, by the block's name; none unless an adapter is `mlp_moe`."""
@@ -336,9 +336,9 @@ class Retriever(nn.Module):
 
     def encode_stem(self, states: Tensor, num_frames: int, task: int | None = None) -> tuple[Tensor, Tensor]:
         """Encode videos of `num_frames` frames as `encode_video` does, from what `stem` gave."""
-        return (self.recorded or self).watch(states, num_frames, task or self.task)
+        return (self.graphed or self).forward_video(states, num_frames, task or self.task)
 
-    def watch(self, states: Tensor, num_frames: int, task: int) -> tuple[Tensor, Tensor]:
+    def forward_video(self, states: Tensor, num_frames: int, task: int) -> tuple[Tensor, Tensor]:
         """The vision tower from its first adapter on: what `encode_stem` gives."""
         self.context.num_frames, self.context.task = num_frames, task
         visual = self.clip.visual
@@ -373,10 +373,10 @@ class Retriever(nn.Module):
         global_ : Tensor, shape (T, D)
             The end token's state, projected; not L2-normalised.
         """
-        words, global_ = (self.recorded or self).read(tokens, task)
+        words, global_ = (self.graphed or self).forward_text(tokens, task)
         return words, word_mask(tokens), global_
 
-    def read(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor]:
+    def forward_text(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor]:
         """The text tower: what `encode_text` gives, but for the mask."""
         end = end_positions(tokens)
         self.context.end, self.context.task = end, task

@@ -1,4 +1,4 @@
-"""Pre-training of the tiny CLIP (`structalign.model.tiny_clip`) on still images of the built-in benchmark.
+"""Pre-training of the tiny CLIP (`structalign.pretraining.tiny_clip`) on still images of the built-in benchmark.
 
 It learns colours, outlines with everyday names and patterned backgrounds, and neither a creature nor a word of
 motion nor any weather. Every step draws new images.
@@ -119,12 +119,12 @@ def _loss(clip: Any, pixels: Tensor, tokens: Tensor, attributes: Tensor) -> Tens
     words, mask, texts = _encode_texts(clip, tokens)
     logits = clip.logit_scale.exp() * normalize(features, dim=-1) @ normalize(texts, dim=-1).T
     *by_attribute, by_caption = logits.split([*(len(texts) for texts in PROMPTS), CAPTIONS], dim=1)
-    told = sum(cross_entropy(part, value) for part, value in zip(by_attribute, attributes, strict=True))
+    attribute_loss = sum(cross_entropy(part, value) for part, value in zip(by_attribute, attributes, strict=True))
     pairs = by_caption[:CAPTIONS]
     own = torch.arange(CAPTIONS)
     stills = features[:CAPTIONS, None]  # [captions,1,D]: videos of a single frame
     by_word = word_frame_similarity(stills, words[-CAPTIONS:], mask[-CAPTIONS:])
-    return told + cross_entropy(pairs, own) + cross_entropy(pairs.T, own) + scl(by_word, CLIP_LOG_SCALE)
+    return attribute_loss + cross_entropy(pairs, own) + cross_entropy(pairs.T, own) + scl(by_word, CLIP_LOG_SCALE)
 
 
 def _encode_texts(clip: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

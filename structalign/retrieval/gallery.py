@@ -93,6 +93,18 @@ class TaskGallery:
         atomic_write_json(folder / f"{stem}.json", facts)
 
 
+def locate(galleries: Sequence[TaskGallery], column: int) -> tuple[TaskGallery, int]:
+    """Find the gallery that a column of a score matrix belongs to, and the position of the video in that gallery.
+
+    Columns count the videos of all galleries, one gallery after the other.
+    """
+    for gallery in galleries:
+        if column < len(gallery.clips):
+            return gallery, column
+        column -= len(gallery.clips)
+    raise IndexError("column beyond the videos of all galleries")
+
+
 def load_galleries(folder: Path, side: Side = "test") -> list[TaskGallery]:
     """Read all galleries in a folder, in the order of their tasks; an empty folder gives an empty list.
 
@@ -118,7 +130,7 @@ def _read_index(folder: Path) -> list[int]:
     try:
         return json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / INDEX}: damaged gallery ({error}); {MEND}") from None
+        raise UserError(f"{folder / INDEX}: damaged gallery ({error}); {REPAIR_ADVICE}") from None
 
 
 def _load(path: Path) -> TaskGallery:
@@ -128,21 +140,36 @@ def _load(path: Path) -> TaskGallery:
         stored = path.with_suffix(".faiss")
         gallery = TaskGallery(**facts, frames=frames, index=FaissIndex.load(stored) if stored.exists() else None)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged gallery ({error}); {MEND}") from None
+        raise UserError(f"{path}: damaged gallery ({error}); {REPAIR_ADVICE}") from None
     if gallery.index is not None and gallery.index.size != len(frames):
-        raise UserError(f"{stored}: holds {gallery.index.size} videos, the gallery {len(frames)}; {MEND}")
+        raise UserError(f"{stored}: holds {gallery.index.size} videos, the gallery {len(frames)}; {REPAIR_ADVICE}")
     if len(gallery.clips) != len(frames) or len(gallery.queries) != len(gallery.target):
-        raise UserError(f"{path}: names {len(gallery.clips)} videos, its features hold {len(frames)}; {MEND}")
+        raise UserError(
+            f"{path}: names {len(gallery.clips)} videos, its features hold {len(frames)}; {REPAIR_ADVICE}"
+        )
     return gallery
 
 
-def copy_galleries(source: Path, target: Path) -> None:
-    """Copy earlier galleries as they are; DVC's cache stores identical files once."""
-    for path in sorted(source.glob("*-[0-9]*")):
-        shutil.copyfile(path, target / path.name)
+def store_galleries(folder: Path, earlier: Path, newest: Mapping[Side, TaskGallery]) -> None:
+    """Write the galleries of all seen tasks into a folder of their own; an existing one is replaced.
+
+    Parameters
+    ----------
+    folder : Path
+    earlier : Path
+        The folder of the task before. Its galleries are copied as they are: DVC's cache stores identical files once.
+    newest : mapping of side to TaskGallery
+        Those of the newest task, at least one.
+    """
+    with fresh_dir(folder) as target:
+        for path in sorted(earlier.glob("*-[0-9]*")):
+            shutil.copyfile(path, target / path.name)
+        for side, gallery in newest.items():
+            gallery.save(target, side)
+        save_index(target, next(iter(newest.values())).task)
 
 
-def fingerprint(galleries: list[TaskGallery]) -> str:
+def data_fingerprint(galleries: list[TaskGallery]) -> str:
     """A short hash of which videos and queries were ranked: runs that differ in it cannot be compared."""
     rows = [[g.task, g.clips, g.category, g.queries, g.target] for g in galleries]
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]

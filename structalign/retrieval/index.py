@@ -41,11 +41,6 @@ def frame_chunks(
     return (part.to(device, torch.float32) for part in parts)
 
 
-def global_features(frames: Tensor) -> Tensor:
-    """Mean of each video's frames (V, N, D), as a vector of unit length (V, D)."""
-    return normalize(frames.mean(dim=1), dim=-1)
-
-
 def spread(size: int, count: int) -> Tensor:
     """Up to `count` positions, ascending, spread evenly over 0..size - 1."""
     count = min(size, count)
@@ -61,7 +56,7 @@ class GlobalIndex(Protocol):
     def best(self, text: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Cosines of texts (q, D) of unit length with at least the best `count` videos, and these videos' positions.
 
-        Both are (q, F); positions are (1, F) if they are the same for all texts. They ascend. Where an index finds
+        Both are (q, F); positions are (1, F) if they are the same for all texts. They ascend. If an index finds
         too few, they are -1 and the cosines -inf.
         """
 
@@ -84,7 +79,7 @@ class FlatIndex:
         end = 0
         for part in frame_chunks(frames, device):  # in place, because concatenation would hold them twice
             start, end = end, end + len(part)
-            self.videos[start:end] = global_features(part)
+            self.videos[start:end] = pool_frames(part)
 
     def best(self, text: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Cosines (q, V) of texts (q, D) with all videos, whatever `count`, and their positions (1, V)."""
@@ -120,10 +115,10 @@ class FaissIndex:
         index = faiss.index_factory(width, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
         index.nprobe = min(lists, max(_AT_LEAST, round(lists * _VISITED)))
         learnt_from = spread(size, 2 * _VIDEOS_PER_LIST * lists)
-        sample = [global_features(part) for part in frame_chunks(frames, positions=learnt_from)]
+        sample = [pool_frames(part) for part in frame_chunks(frames, positions=learnt_from)]
         index.train(_finite(torch.cat(sample), "gallery"))
         for part in frame_chunks(frames):
-            index.add(_finite(global_features(part), "gallery"))
+            index.add(_finite(pool_frames(part), "gallery"))
         return cls(index)
 
     @classmethod
@@ -140,7 +135,7 @@ class FaissIndex:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1]
-            raise UserError(f"{path}: damaged index ({reason}); {MEND}") from None
+            raise UserError(f"{path}: damaged index ({reason}); {REPAIR_ADVICE}") from None
         # Else every query starts 32 threads that read ahead: twice the time once the lists are in memory.
         faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
         return cls(index)

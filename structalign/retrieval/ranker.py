@@ -187,7 +187,7 @@ class Ranker:
             yield texts
 
     def _word_frame(self, videos: Tensor, texts: _Texts) -> Tensor:
-        """Word-frame scores (q, v) with videos (v, N, D); where texts pool the frames, cosines with the result."""
+        """Word-frame scores (q, v) with videos (v, N, D); if texts pool the frames, cosines with the result."""
         pooling = self.retriever.text_pooling
         if pooling is not None:
             return torch.cat([pooling.cosines(part, videos) for part in texts.raw.split(_POOLED_TEXTS)], dim=1).T
@@ -205,7 +205,7 @@ class Ranker:
         if self.indexes[0].exact:
             return scores
         result = scores.new_full((len(scores), self.size + 1), -torch.inf)
-        # Place -1, where too few were found, is an extra column that is cut off.
+        # Place -1, for one that was not found, is an extra column that is cut off.
         return result.scatter_(1, places % (self.size + 1), scores)[:, :-1]
 
     def _in_full(self, encoded: Iterable[_Texts], queries: int) -> _Block:
@@ -227,7 +227,7 @@ class Ranker:
     def _in_two_stages(self, texts: list[_Texts]) -> tuple[Tensor, Tensor, Tensor]:
         """Fused scores, global cosines and places of the videos that the index returns for each query, each (q, F).
 
-        Columns are in the order of the places, of which -1 stands where too few were found. Candidates have the
+        Columns are in the order of the places, of which -1 stands for one that was not found. Candidates have the
         highest scores.
         """
         cosine, places = self._first_stage(texts)
@@ -268,7 +268,7 @@ class Ranker:
         for chunks, part in zip(videos, texts, strict=True):
             for chunk in chunks:
                 word_frame.append(self._word_frame(chunk, part))
-                global_.append(part.global_ @ global_features(chunk).T)
+                global_.append(part.global_ @ pool_frames(chunk).T)
         return torch.cat(word_frame, dim=1), torch.cat(global_, dim=1)
 
 

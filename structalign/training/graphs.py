@@ -1,6 +1,6 @@
-"""CUDA graphs of both encoders: a GPU repeats its thousands of small programs without being told each again.
+"""CUDA graphs of both encoders: a GPU replays thousands of kernels without launching each again.
 
-With adapters, a step of ViT-B/32 starts 5,000 programs, most of which take less time than starting them.
+With adapters, a step of ViT-B/32 launches 5,000 kernels, most of which take less time than their launch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STRIDE = 8
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-class RecordedEncoders:
+class GraphedEncoders:
     """Encodes as a retriever does, with one graph for each shape of texts and of videos.
 
     A graph keeps one set of outputs and of what its gradients need: it can be used once in a step. If the same shape
@@ -41,18 +41,18 @@ class RecordedEncoders:
         self.graphs: dict[tuple[object, ...], Encode] = {}
         self.taken: set[tuple[object, ...]] = set()
 
-    def read(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor]:
-        """Do the work of `Retriever.read`."""
+    def forward_text(self, tokens: Tensor, task: int) -> tuple[Tensor, Tensor]:
+        """Do the work of `Retriever.forward_text`."""
         length = tokens.shape[1]
         room = min(-(-length // STRIDE) * STRIDE, self.retriever.info.context_length)
         padded = pad(tokens, (0, room - length))
-        words, global_ = self._replay(lambda tokens: self.retriever.read(tokens, task), padded, False, task)
+        words, global_ = self._replay(lambda tokens: self.retriever.forward_text(tokens, task), padded, False, task)
         return words[:, :length], global_
 
-    def watch(self, states: Tensor, num_frames: int, task: int) -> tuple[Tensor, Tensor]:
-        """Do the work of `Retriever.watch`."""
+    def forward_video(self, states: Tensor, num_frames: int, task: int) -> tuple[Tensor, Tensor]:
+        """Do the work of `Retriever.forward_video`."""
         return self._replay(
-            lambda states: self.retriever.watch(states, num_frames, task), states, True, num_frames, task
+            lambda states: self.retriever.forward_video(states, num_frames, task), states, True, num_frames, task
         )
 
     def _replay(self, encode: Encode, inputs: Tensor, vision: bool, *more: object) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ class RecordedEncoders:
             return encode(inputs)
         self.taken.add(key)
         if key not in self.graphs:
-            self.graphs[key] = _record(encode, inputs, self.retriever, vision)
+            self.graphs[key] = _capture(encode, inputs, self.retriever, vision)
         return self.graphs[key](inputs)
 
 
@@ -76,7 +76,7 @@ class _Encoder(nn.Module):
         return self.encode(inputs)
 
 
-def _record(encode: Encode, inputs: Tensor, retriever: Retriever, vision: bool) -> Encode:
+def _capture(encode: Encode, inputs: Tensor, retriever: Retriever, vision: bool) -> Encode:
     """Record an encoder's pass over inputs of this shape and, if anything in its tower trains, the pass back."""
     encoder = _Encoder(encode, retriever)
     trained = {
@@ -107,23 +107,23 @@ def _record(encode: Encode, inputs: Tensor, retriever: Retriever, vision: bool) 
 
 
 @contextmanager
-def replaying(encoders: Sequence[RecordedEncoders]) -> Iterator[None]:
+def replaying(encoders: Sequence[GraphedEncoders]) -> Iterator[None]:
     """Let the retrievers encode by their graphs, for the length of one step's loss."""
     for part in encoders:
         part.taken.clear()
-        part.retriever.recorded = part
+        part.retriever.graphed = part
     try:
         yield
     finally:
         for part in encoders:
-            part.retriever.recorded = None
+            part.retriever.graphed = None
 
 
-def recorded_encoders(method: Method, config: Config) -> list[RecordedEncoders]:
+def graphed_encoders(method: Method, config: Config) -> list[GraphedEncoders]:
     """Graphs for a method's model and for its teacher, if `train.cuda_graphs` wants them and they can be had."""
     model = config.model
     if not config.train.cuda_graphs or method.retriever.device.type != "cuda" or method.retriever.trainable == "all":
         return []
     if model.checkpoint_vision or "mlp_moe" in (model.text_adapter, model.vision_adapter):
         return []  # random states are put back, or uses counted, outside of what a graph repeats
-    return [RecordedEncoders(part) for part in (method.retriever, method.teacher) if part is not None]
+    return [GraphedEncoders(part) for part in (method.retriever, method.teacher) if part is not None]

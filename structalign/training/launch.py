@@ -126,7 +126,7 @@ def _reason(failure: ProcessFailure) -> str:
 
 
 def _run_rank(device: str, alone: bool, log_level: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """Be one rank: silent unless it is rank 0."""
+    """Run as one rank; only rank 0 logs and shows progress."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; the stage's process says so
     end_with_parent()
     keep_freed_memory()

@@ -50,7 +50,7 @@ class Learner:
     def __init__(self, config: Config, num_categories: int, checkpoint: Checkpoint) -> None:
         if checkpoint.task > 0 and checkpoint.method != config.method.name:
             raise UserError(
-                f"models/task-{checkpoint.task:02d}: written by method {checkpoint.method!r}, "
+                f"{paths.checkpoint(checkpoint.task)}: written by method {checkpoint.method!r}, "
                 f"params.yaml asks for {config.method.name!r}; run `dvc repro`"
             )
         self.config = config
@@ -109,7 +109,7 @@ class Learner:
 
     def _training_features(self, task: int, data: TrainingSet) -> TrainingFeatures:
         """Pooled features of all training samples, without augmentation, dropout or router noise."""
-        frames = encode_videos(self.retriever, data.test_pixels(self.config.evaluate.batch_size))  # [V,N,D]
+        frames = encode_videos(self.retriever, data.eval_batches(self.config.evaluate.batch_size))  # [V,N,D]
         return TrainingFeatures(
             text=pooled_texts(self.retriever, data.captions, task),
             text_category=data.category,
@@ -136,5 +136,5 @@ class Learner:
         learner's by default.
         """
         size, workers = self.retriever.image_size, self.config.machine.num_workers
-        batches = test_batches(store, clips, size, self.config.evaluate.batch_size, workers)
+        batches = eval_batches(store, clips, size, self.config.evaluate.batch_size, workers)
         return encode_videos(model or self.retriever, batches, task)

@@ -57,13 +57,13 @@ def _channels_first(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
-def test_batches(
+def eval_batches(
     store: FrameStore, clips: Sequence[str], size: int, batch_size: int, workers: int
 ) -> Iterator[Tensor]:
     """Yield stored clips in batches as at test time: uint8 (b, N, 3, size, size)."""
     pending: list[Tensor] = []
     for frames in progress(load_clips(store, clips, workers), len(clips), "encode", "video"):
-        pending.append(test_pixels(frames, size))
+        pending.append(center_crop(frames, size))
         if len(pending) == batch_size:
             yield torch.stack(pending)
             pending = []
@@ -132,12 +132,12 @@ class TrainingSet:
         self, videos: list[int], train: TrainConfig, generator: torch.Generator, device: torch.device
     ) -> Tensor:
         """Draw a view of each of the batch's videos, and show this rank's share of them: (V, N, 3, size, size)."""
-        views = [draw_view(self.frames[video], generator, train.crop_scale, train.flip) for video in videos]
+        views = [draw_augmentation(self.frames[video], generator, train.crop_scale, train.flip) for video in videos]
         own = distributed.shard_indices(len(videos))
-        return show([self.frames[videos[place]].to(device) for place in own], [views[p] for p in own], self.size)
+        return augment([self.frames[videos[place]].to(device) for place in own], [views[p] for p in own], self.size)
 
     def _move_to(self, device: torch.device) -> None:
-        """Keep the frames where they are augmented, if there is room; otherwise each batch takes its own there."""
+        """Keep the frames on the device that augments them, if there is room; otherwise copy them batch by batch."""
         if self.frames[0].device == device:
             return
         if device.type == "cuda":
@@ -160,7 +160,7 @@ class TrainingSet:
         ]
         return torch.cat(drawn)[torch.randperm(total, generator=generator)]
 
-    def test_pixels(self, batch_size: int) -> Iterator[Tensor]:
+    def eval_batches(self, batch_size: int) -> Iterator[Tensor]:
         """Yield the videos in batches as at test time, without augmentation."""
         for start in range(0, len(self.frames), batch_size):
-            yield torch.stack([test_pixels(frames, self.size) for frames in self.frames[start : start + batch_size]])
+            yield torch.stack([center_crop(frames, self.size) for frames in self.frames[start : start + batch_size]])

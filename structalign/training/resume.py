@@ -31,7 +31,7 @@ KEPT_DAYS = 14
 """Days that the state of an interrupted training is kept."""
 
 
-def fingerprint(config: Config, task: int) -> str:
+def training_fingerprint(config: Config, task: int) -> str:
     """Hash the parameters, code, data and weights that training a task reads, as `dvc.yaml` declares them.
 
     Parameters
@@ -61,11 +61,11 @@ def _inputs(config: Config, task: int) -> Iterator[tuple[Path, Path]]:
     values = {"key": f"{task:02d}", "item.previous": f"{task - 1:02d}", "method.name": config.method.name}
     for name in dependencies("train", values):
         root = ROOT if is_code(name) else Path()
-        if name.startswith("data/gallery") and not _reads_galleries(config):
+        if Path(name).is_relative_to(paths.GALLERY) and not _reads_galleries(config):
             continue
-        if name == "data/frames":
-            name = "data/frames/index.json"
-        elif name == "data/split" and not method_class(config.method.name).needs_all_tasks:
+        if name == str(paths.FRAMES):
+            name = str(paths.FRAME_INDEX)
+        elif name == str(paths.SPLIT) and not method_class(config.method.name).needs_all_tasks:
             name = str(paths.split(task))
         for path in [root / name] if (root / name).is_file() else (root / name).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
@@ -84,16 +84,16 @@ def _shard_checksums(shards: Iterable[Path]) -> Iterable[str]:
                 for entry in archive.infolist():
                     yield f"{shard.name}/{entry.filename}:{entry.CRC:08x}"
         except zipfile.BadZipFile as error:
-            raise UserError(f"{shard}: damaged ({error}); {MEND}") from None
+            raise UserError(f"{shard}: damaged ({error}); {REPAIR_ADVICE}") from None
 
 
 def resume_folder() -> Path:
     """`.cache/resume` of the project; a run in one of DVC's temporary copies uses that of the project itself."""
-    return project_folder() / ".cache" / "resume"
+    return project_folder() / paths.RESUME
 
 
 def _forget_old(folder: Path) -> None:
-    """Delete what trainings left that were killed and never taken up: these files can be gigabytes."""
+    """Delete the resume files of trainings that were killed and never resumed; they can be gigabytes."""
     for path in folder.glob("*") if folder.exists() else ():
         with suppress(FileNotFoundError):  # another run tidies up as well
             if time.time() - path.stat().st_mtime > KEPT_DAYS * 86400:
@@ -106,7 +106,7 @@ class ResumeFile:
     Parameters
     ----------
     name : str
-        `fingerprint` of the training.
+        `training_fingerprint` of the training.
     """
 
     def __init__(self, name: str) -> None:

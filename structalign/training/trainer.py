@@ -77,7 +77,7 @@ class Trainer:
     Parameters
     ----------
     method : Method
-        Already told to `start_task`.
+        `start_task` has been called.
     data : TrainingSet
         The task's videos and captions.
     config : Config
@@ -104,7 +104,7 @@ class Trainer:
         self.settings: TrainConfig = config.train
         self.device = next(method.retriever.parameters()).device
         groups = method.parameter_groups()
-        self.graphs = recorded_encoders(method, config)
+        self.graphs = graphed_encoders(method, config)
         self.weights = [weight for group in groups for weight in group["params"]]
         self.optimizer = torch.optim.AdamW(
             groups, eps=self.settings.eps, weight_decay=self.settings.weight_decay, fused=True
@@ -114,8 +114,8 @@ class Trainer:
         self.steps_per_epoch = data.steps_per_epoch(self.settings.batch_size)
         if not self.steps_per_epoch:
             raise UserError(
-                f"task {task}: {data.pairs} pair of video and caption, which has nothing to be told from: raise "
-                "split.shots, add captions, or lower K"
+                f"task {task}: {data.pairs} pair of video and caption, but the contrastive loss needs at least two: "
+                "raise split.shots, add captions, or lower K"
             )
         steps = self.steps_per_epoch * self.settings.epochs
         self.steps = min(steps, self.settings.max_steps or steps)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 
-def test_pixels(frames: Tensor, size: int) -> Tensor:
+def center_crop(frames: Tensor, size: int) -> Tensor:
     """Resize the shorter side to `size` (bicubic) and crop the centre: uint8 (N, 3, H, W) to (N, 3, size, size)."""
     height, width = frames.shape[-2:]
     scale = size / min(height, width)
@@ -34,7 +34,7 @@ class View(NamedTuple):
     mirrored: bool
 
 
-def draw_view(frames: Tensor, generator: torch.Generator, crop_scale: float, flip: bool) -> View:
+def draw_augmentation(frames: Tensor, generator: torch.Generator, crop_scale: float, flip: bool) -> View:
     """Draw what a video shows in training.
 
     Parameters
@@ -66,7 +66,7 @@ def _crop_box(height: int, width: int, generator: torch.Generator, smallest: flo
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def show(videos: Sequence[Tensor], views: Sequence[View], size: int) -> Tensor:
+def augment(videos: Sequence[Tensor], views: Sequence[View], size: int) -> Tensor:
     """Crop, resize (bicubic) and mirror videos on their device.
 
     Parameters
@@ -83,7 +83,7 @@ def show(videos: Sequence[Tensor], views: Sequence[View], size: int) -> Tensor:
     """
     if videos[0].device.type == "cpu":
         return torch.stack([_cut(frames, view, size) for frames, view in zip(videos, views, strict=True)])
-    return show_by_product(videos, views, size)
+    return augment_on_gpu(videos, views, size)
 
 
 def _cut(frames: Tensor, view: View, size: int) -> Tensor:
@@ -92,10 +92,10 @@ def _cut(frames: Tensor, view: View, size: int) -> Tensor:
     return resized.flip(-1) if view.mirrored else resized
 
 
-def show_by_product(videos: Sequence[Tensor], views: Sequence[View], size: int) -> Tensor:
-    """What `show` gives, as two matrix products for all videos of one size.
+def augment_on_gpu(videos: Sequence[Tensor], views: Sequence[View], size: int) -> Tensor:
+    """What `augment` gives, as two matrix products for all videos of one size.
 
-    A GPU would otherwise start a dozen small programs for each video.
+    A GPU would otherwise launch a dozen kernels for each video.
     """
     alike: dict[torch.Size, list[int]] = defaultdict(list)
     for place, frames in enumerate(videos):

@@ -63,7 +63,7 @@ class Checkpoint:
         except FileNotFoundError:
             raise UserError(f"{state}: no such checkpoint; `dvc repro` makes it") from None
         except (ValueError, TypeError) as error:
-            raise UserError(f"{state}: not a checkpoint's state: {error}; {MEND}") from None
+            raise UserError(f"{state}: not a checkpoint's state: {error}; {REPAIR_ADVICE}") from None
         checkpoint.weights = load_tensors(folder / "adapters.safetensors")
         checkpoint.memory = load_tensors(folder / "memory.safetensors")
         return checkpoint
@@ -95,4 +95,4 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `dvc repro` makes it") from None
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: damaged, not safetensors ({error}); {MEND}") from None
+        raise UserError(f"{path}: damaged, not safetensors ({error}); {REPAIR_ADVICE}") from None

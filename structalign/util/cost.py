@@ -34,4 +34,4 @@ def known_cost(training: str) -> dict[str, float]:
 
 
 def _path(training: str) -> Path:
-    return project_folder() / ".cache" / "cost" / f"{training}.json"
+    return project_folder() / paths.COST / f"{training}.json"

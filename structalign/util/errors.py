@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can mend: bad parameters, bad input files, a full disk.
+    """Something the user can fix: bad parameters, bad input files, a full disk.
 
     The message is one line that says what is wrong, where (key, file, video id, line) and what would be
     right. `stages.run` prints it without a traceback and exits with status 1.

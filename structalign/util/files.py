@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever reads half of one."""
+"""Writing files so that no reader ever sees half of one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from structalign.util.errors import UserError
 
-MEND = "run `structalign repair`, which deletes what is damaged, then `dvc repro`"
+REPAIR_ADVICE = "run `structalign repair`, which deletes what is damaged, then `dvc repro`"
 """What to do about a damaged output: DVC may hold the same damaged file in its cache."""
 
 
@@ -80,11 +80,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: missing or damaged ({error}); {MEND}") from None
+        raise UserError(f"{path}: missing or damaged ({error}); {REPAIR_ADVICE}") from None
 
 
 PROJECT_VARIABLE = "STRUCTALIGN_PROJECT"
-"""Environment variable that tells a run in a clone where the project lies whose clone it is."""
+"""Environment variable that tells a run in a clone where the original project is."""
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:

@@ -49,7 +49,7 @@ def keep_freed_memory() -> None:
 def read_at_random(address: int, size: int) -> None:
     """Tell the system that memory mapped from a file is read here and there, so that it reads nothing ahead.
 
-    It only saves reading: where the system knows no such advice, nothing changes.
+    It only saves reading: if the system knows no such advice, nothing changes.
     """
     if hasattr(mmap, "MADV_RANDOM") and size:
         start = address // mmap.PAGESIZE * mmap.PAGESIZE

@@ -1,8 +1,8 @@
 """Processes that share a list of jobs, and a caller that never waits for a dead one.
 
 Each process has a pipe of its own, a thread here that waits for it, and one job at a time. The pools of the standard
-library, loky and pebble let all processes share a pipe: one that is killed while it holds it leaves everybody waiting
-for ever. benchmarks/README.md says how often.
+library, loky and pebble let all processes share a pipe: one that is killed while it holds it leaves all others
+waiting for ever. benchmarks/README.md says how often.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class _Worker:
                 with self._lock:
                     self.process.start()
                 break
-            except (EOFError, ConnectionError):  # killed before it had its orders
+            except (EOFError, ConnectionError):  # killed before it received its first job
                 self.pipe.close()
                 if attempt == STARTS:
                     raise ChildProcessError("processes die as they start, possibly out of memory") from None

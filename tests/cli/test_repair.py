@@ -47,12 +47,12 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 @pytest.mark.usefixtures("outputs")
 def test_whole_outputs_are_kept() -> None:
-    assert mend(CACHE) == []
+    assert repair(CACHE) == []
 
 
 def test_a_damaged_output_goes_and_its_whole_copy_stays(outputs: dict[str, str]) -> None:
     Path("model/b").write_bytes(b"sec")
-    assert mend(CACHE) == [Path("model/b")]
+    assert repair(CACHE) == [Path("model/b")]
     assert not Path("model/b").exists()
     assert cached(outputs["model/b"]).exists()
 
@@ -61,11 +61,25 @@ def test_damage_in_the_cache_goes_with_what_is_linked_to_it(outputs: dict[str, s
     Path("model/a").unlink()
     Path("model/a").hardlink_to(cached(outputs["model/a"]))
     cached(outputs["model/a"]).write_bytes(b"fir")
-    assert mend(CACHE) == [cached(outputs["model/a"]), Path("model/a")]
+    assert repair(CACHE) == [cached(outputs["model/a"]), Path("model/a")]
     assert Path("model/b").exists()
 
 
 def test_a_damaged_list_of_a_folder_goes_alone(outputs: dict[str, str]) -> None:
     cached(outputs["model"]).write_bytes(b"[{")
-    assert mend(CACHE) == [cached(outputs["model"])]
+    assert repair(CACHE) == [cached(outputs["model"])]
     assert Path("model/a").exists()
+
+
+def test_outside_a_project_it_ends_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["repair"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "ERROR" in said[0]
+    assert "not inside of a DVC repository" in said[0]

@@ -30,12 +30,12 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("~/x", "written key=value"),
         ("K", "written key=value"),
         ("+train.foo=1", "none can be added"),
-        ("train.epohcs=3", "train.epohcs: no such key; is train.epochs meant?"),
-        ("epochs=3", "epochs: no such key; is train.epochs meant?"),
-        ("methd=lwf", "methd: no such key; is method meant?"),
+        ("train.epohcs=3", "train.epohcs: no such key; did you mean train.epochs?"),
+        ("epochs=3", "epochs: no such key; did you mean train.epochs?"),
+        ("methd=lwf", "methd: no such key; did you mean method?"),
         (
             "method=structalgn",
-            "method=structalgn: no such choice; is structalign meant? (there are clip_vip, dual_prompts, ",
+            "method=structalgn: no such choice; did you mean structalign? (there are clip_vip, dual_prompts, ",
         ),
     ],
 )

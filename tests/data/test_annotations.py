@@ -46,7 +46,7 @@ def segment(times: str, sentences: str = '["x"]') -> str:
         (segment("[[-2, 1]]"), "v_0a: start = -2.0: must be a number of seconds"),
         (segment("[[1, NaN]]"), "v_0a: end = nan"),
         (segment("[[1, 2]]", '[" "]'), "v_0a: has a caption without a word"),
-        (segment("[[1, 2]]", r'["\ud800"]'), "v_0a: .*half a character"),
+        (segment("[[1, 2]]", r'["\ud800"]'), "v_0a: .*invalid Unicode"),
     ],
 )
 def test_actnet_annotations_that_are_wrong(here: Path, content: str, said: str) -> None:

@@ -379,8 +379,9 @@ def test_local_what_is_missing_or_empty_counts_against_what_is_allowed(here: Pat
     data["videos"] = str(folder_of(here, "a.mp4", "b.mp4", "c.webm"))
     with pytest.raises(UserError) as error:
         stages.download.main(config_for(data, 1, split={"shots": 2}, frames={"allow_missing": 3}))
-    assert "2 of 6 videos are missing: c (clips.csv:4; is c.webm meant?), c (clips.csv:5; is c.webm meant?); " in str(
-        error.value
+    assert (
+        "2 of 6 videos are missing: c (clips.csv:4; did you mean c.webm?), c (clips.csv:5; did you mean c.webm?); "
+        in str(error.value)
     )
     assert "2 of 6 segments have no length: clips.csv:3 (5 to 5 s), clips.csv:6 (4 to 2 s)" in str(error.value)
     assert "frames.allow_missing=4 (now 3)" in str(error.value)

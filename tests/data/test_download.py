@@ -139,7 +139,7 @@ def test_busy_servers_are_asked_again_missing_files_are_not(server: Server, tmp_
 def test_a_server_cannot_ask_for_a_wait_of_hours(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BUSY", 0)
+    monkeypatch.setattr(module, "MAX_RETRY_AFTER", 0)
     server.statuses, server.retry_after = [429], "7200"
     assert fetch(f"{server.url}/file.bin", tmp_path / "file.bin").read_bytes() == CONTENT
 

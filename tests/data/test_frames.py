@@ -493,7 +493,7 @@ def videos(tmp_path: Path) -> Path:
 @pytest.fixture
 def clips(videos: Path) -> list[Clip]:
     whole = [clip(f"clip{number}", f"{number}.mp4") for number in range(6)]
-    return clips_of([*whole, clip("part", "3.mp4", 0.25, 0.5)])
+    return in_reading_order([*whole, clip("part", "3.mp4", 0.25, 0.5)])
 
 
 def pack(clips: list[Clip], videos: Path, folder: Path, workers: int = 1, **changes: int) -> FrameStore:
@@ -629,7 +629,7 @@ def test_a_video_that_crashes_a_decoder_is_named_like_any_other_bad_one(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frames, "_decode_one", worker_faults.crash_on_a_bad_video)
-    monkeypatch.setattr(frames, "PATIENCE", 12.0)
+    monkeypatch.setattr(frames, "TIMEOUT", 12.0)
     clips = [clip(name, f"{name}.mp4") for name in ("crashes", "hangs", *(f"{number}" for number in range(6)))]
     store = pack(clips, videos, tmp_path / "frames", workers=2, allow_missing=2)
     assert store.missing == ["crashes", "hangs"]
@@ -644,7 +644,7 @@ def test_damage_of_any_kind_is_one_line_about_the_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str
 ) -> None:
     """Decoders fail in ways of their own; none of them may end the stage."""
-    monkeypatch.setattr(frames, "PATIENCE", 60.0)
+    monkeypatch.setattr(frames, "TIMEOUT", 60.0)
     whole = write_video(tmp_path / name, moving(30), codec).read_bytes()
     draw = np.random.default_rng(0)
     jobs = []
@@ -655,7 +655,7 @@ def test_damage_of_any_kind_is_one_line_about_the_clip(
         path = tmp_path / f"{number}-{name}"
         path.write_bytes(content)
         jobs.append((tmp_path, Request(Path(path.name), None, None, 4, 48), 95))
-    results = list(frames._decode_apart(jobs, 2))
+    results = list(frames._decode_in_processes(jobs, 2))
     assert len(results) == len(jobs)
     assert all("\n" not in result if isinstance(result, str) else len(result[0]) == 4 for result in results)
     assert any(isinstance(result, str) for result in results)

@@ -57,12 +57,12 @@ def test_training_looks_at_all_shards_first(folder: Path) -> None:
     shutil.copyfile(folder / "shard-0000.zip", folder / "shard-0001.zip")
     Path("data/split").mkdir()
     Path("data/split/task-01.json").write_text("{}")
-    whole = fingerprint(params.config(), 1)
-    assert whole == fingerprint(params.config(), 1)
-    assert whole != fingerprint(params.config("loss.etf_weight=0.5"), 1)
+    whole = training_fingerprint(params.config(), 1)
+    assert whole == training_fingerprint(params.config(), 1)
+    assert whole != training_fingerprint(params.config("loss.etf_weight=0.5"), 1)
     cut(folder / "shard-0001.zip", 0.5)
     with refused(r"shard-0001\.zip: damaged .*structalign repair"):
-        fingerprint(params.config(), 1)
+        training_fingerprint(params.config(), 1)
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,6 @@ def test_overrides_that_do_not_compose_are_one_line_and_nothing_starts(project: 
     status, printed = project.call("compare", "--study", "light", "--seeds", "0", "-S", "losses.etf_weight=1")
     assert status == 1
     assert [line.split()[1] for line in printed.splitlines()] == ["INFO", "ERROR"]
-    assert "full: losses.etf_weight: no such key; is loss.etf_weight meant?" in printed
+    assert "full: losses.etf_weight: no such key; did you mean loss.etf_weight?" in printed
     assert "search path" not in printed.lower()
     assert not (project.folder / ".cache/runs").exists()

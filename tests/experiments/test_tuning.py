@@ -169,27 +169,31 @@ def test_the_search_spaces_that_ship_can_be_read(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
+def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workspace:
     monkeypatch.chdir(ROOT)
-    return Place(Source(ROOT, "0" * 40, b""), tmp_path, tmp_path)
+    return Workspace(Source(ROOT, "0" * 40, b""), tmp_path, tmp_path)
 
 
-def set_up(place: Place, label: str, *overrides: str) -> Tuning:
-    return Tuning.of(read_space("methods"), label, overrides, [100], "val_r1", place, place.scratch / "journal")
+def set_up(workspace: Workspace, label: str, *overrides: str) -> Tuning:
+    return Tuning.of(
+        read_space("methods"), label, overrides, [100], "val_r1", workspace, workspace.scratch / "journal"
+    )
 
 
 @pytest.mark.parametrize("overrides", [[], ["data=msrvtt"], ["data=actnet", "K=20"]])
 @pytest.mark.parametrize("label", ["structalign", "zscl"])
-def test_every_data_set_is_searched_around_its_own_values(place: Place, label: str, overrides: list[str]) -> None:
-    tuning = set_up(place, label, *overrides, "split.validation=20")
+def test_every_data_set_is_searched_around_its_own_values(
+    workspace: Workspace, label: str, overrides: list[str]
+) -> None:
+    tuning = set_up(workspace, label, *overrides, "split.validation=20")
     assert tuning.untuned.keys() == tuning.space.keys()
     assert all(tuning.space[key].low < value < tuning.space[key].high for key, value in tuning.untuned.items())
     tuning.begin_with_defaults()
     assert tuning.study().ask(tuning.space).params == pytest.approx(tuning.untuned)
 
 
-def test_jobs_of_an_earlier_call_are_found_by_their_numbers(place: Place) -> None:
-    tuning = set_up(place, "finetune")
+def test_jobs_of_an_earlier_call_are_found_by_their_numbers(workspace: Workspace) -> None:
+    tuning = set_up(workspace, "finetune")
     names = {job.name for job in missing_trials(tuning, 3)}
     assert names == {f"{tuning.name}-job{number}" for number in (1, 2, 3)}
     study = tuning.study()
@@ -202,14 +206,14 @@ def test_jobs_of_an_earlier_call_are_found_by_their_numbers(place: Place) -> Non
     assert missing_trials(tuning, 2) == []
 
 
-def test_what_is_found_is_named_after_data_and_tasks(place: Place) -> None:
-    assert set_up(place, "vr_lwf").result == "vr_lwf"
-    assert set_up(place, "vr_lwf", "data=msrvtt", "K=20", "split.validation=20").result == "vr_lwf-msrvtt-20"
+def test_what_is_found_is_named_after_data_and_tasks(workspace: Workspace) -> None:
+    assert set_up(workspace, "vr_lwf").result == "vr_lwf"
+    assert set_up(workspace, "vr_lwf", "data=msrvtt", "K=20", "split.validation=20").result == "vr_lwf-msrvtt-20"
 
 
-def test_no_validation_videos_are_refused_before_anything_runs(place: Place) -> None:
+def test_no_validation_videos_are_refused_before_anything_runs(workspace: Workspace) -> None:
     with pytest.raises(UserError, match=r"^structalign: --objective val_r1 needs validation videos"):
-        set_up(place, "structalign", "data=msrvtt")
+        set_up(workspace, "structalign", "data=msrvtt")
 
 
 @pytest.mark.parametrize("value", [0.0, -1, True, "auto", {}])

@@ -228,7 +228,7 @@ def _ended(pid: int) -> bool:
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """CPU time that a process has used; 0 where it is gone."""
+    """CPU time that a process has used; 0 if it is gone."""
     try:
         times = process.cpu_times()
     except psutil.NoSuchProcess:
@@ -276,7 +276,7 @@ def _decoders(run: Repro) -> Iterator[psutil.Process]:
 
 
 def error_lines(output: str) -> list[str]:
-    """Lines that say what went wrong: the stages', or DVC's own where no stage said anything."""
+    """Lines that say what went wrong: the stages', or DVC's own if no stage said anything."""
     lines = [line.strip() for line in output.split("\n")]
     ours = [line.split("ERROR", 1)[1].strip() for line in lines if re.match(r"\d\d:\d\d:\d\d ERROR ", line)]
     return ours or [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
@@ -307,7 +307,7 @@ def recover(fault: Fault, first: Repro, expected: dict[str, str]) -> Outcome:
 
 
 def say(outcome: Outcome, output: str, fault: Fault) -> bool:
-    """Note the one error line of a run that stopped, and do what it says; False where there was none."""
+    """Note the one error line of a run that stopped, and do what it says; False if there was none."""
     if "Traceback" in output:
         outcome.failures.append(f"a traceback: {output.rstrip().splitlines()[-1][:200]}")
     lines = [line for line in error_lines(output) if "exited with -9" not in line]
@@ -321,7 +321,7 @@ def say(outcome: Outcome, output: str, fault: Fault) -> bool:
 
 @contextmanager
 def place(drill: Drill, folder: Path) -> Iterator[Path]:
-    """An empty folder for a drill's project: on a disk of its own where the disk is to fill up."""
+    """An empty folder for a drill's project: on a disk of its own if the disk is to fill up."""
     folder.mkdir()
     mounted = drill.fault == "disk full"
     if mounted:

@@ -2,7 +2,7 @@
 
     python -m tests.helpers.loss_curve
 
-writes `tests/golden/loss_curve.csv` anew: do so only where results are meant to change, and say why in the commit.
+writes `tests/golden/loss_curve.csv` anew: do so only if results are meant to change, and say why in the commit.
 """
 
 from __future__ import annotations

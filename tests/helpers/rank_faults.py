@@ -33,7 +33,7 @@ def fail(rank: int) -> None:
 
 
 def crash(rank: int) -> None:
-    """Raise what no user can mend."""
+    """Raise what no user can fix."""
     if distributed.rank() == rank:
         raise ValueError("wrong\nnumber")
     distributed.all_reduce_sum(torch.ones(1))

@@ -15,7 +15,7 @@ STEP, BASE = 4, 12
 
 
 def require_encoder(name: str) -> None:
-    """Skip a test where the installed PyAV cannot encode what it needs."""
+    """Skip a test if the installed PyAV cannot encode what it needs."""
     try:
         av.codec.Codec(name, "w")
     except av.codec.codec.UnknownCodecError:

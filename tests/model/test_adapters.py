@@ -187,9 +187,9 @@ def test_low_rank_updates_are_attention_with_merged_weights(tower: str, names: s
 
 
 @pytest.fixture
-def experts() -> LowRankExperts:
+def experts() -> LoRAExperts:
     torch.manual_seed(4)
-    made = LowRankExperts(
+    made = LoRAExperts(
         8, 6, rank=3, alpha=12.0, dropout=0.0, experts=5, top_k=2, context=Context(end=torch.tensor([2, 3]))
     )
     nn.init.normal_(made.B)
@@ -202,13 +202,13 @@ def experts() -> LowRankExperts:
 def test_gates_are_k_positive_numbers_that_sum_to_1(top_k: int, training: bool, seed: int) -> None:
     torch.manual_seed(seed)
     context = Context(end=torch.tensor([0, 1, 1, 0]))
-    made = LowRankExperts(8, 8, 3, 12.0, 0.1, experts=5, top_k=top_k, context=context).train(training)
+    made = LoRAExperts(8, 8, 3, 12.0, 0.1, experts=5, top_k=top_k, context=context).train(training)
     gates = mixed_gates([made], torch.randn(4, 2, 8), torch.randn(8))[0]
     assert ((gates > 0).sum(dim=1) == top_k).all()
     torch.testing.assert_close(gates.sum(dim=1), torch.ones(4))
 
 
-def test_noise_sways_the_router_in_training_only(experts: LowRankExperts) -> None:
+def test_noise_sways_the_router_in_training_only(experts: LoRAExperts) -> None:
     states, prototype = torch.randn(2, 4, 8), torch.randn(8)
     experts.eval()
     assert torch.equal(mixed_gates([experts], states, prototype), mixed_gates([experts], states, prototype))
@@ -216,7 +216,7 @@ def test_noise_sways_the_router_in_training_only(experts: LowRankExperts) -> Non
     assert not torch.equal(mixed_gates([experts], states, prototype), mixed_gates([experts], states, prototype))
 
 
-def test_mixture_against_a_loop_over_experts(experts: LowRankExperts) -> None:
+def test_mixture_against_a_loop_over_experts(experts: LoRAExperts) -> None:
     experts.eval()
     states = torch.randn(2, 4, 8)
     prototype = experts.context.prototype = torch.randn(8)
@@ -235,9 +235,7 @@ def test_mixture_against_a_loop_over_experts(experts: LowRankExperts) -> None:
 
 
 @pytest.mark.parametrize("prototype", [None, torch.linspace(-1, 1, 8)])
-def test_several_mixtures_together_give_what_each_gives_alone(
-    experts: LowRankExperts, prototype: Tensor | None
-) -> None:
+def test_several_mixtures_together_give_what_each_gives_alone(experts: LoRAExperts, prototype: Tensor | None) -> None:
     other = copy.deepcopy(experts)
     for weight in other.parameters():
         nn.init.normal_(weight)
@@ -255,7 +253,7 @@ def test_several_mixtures_together_give_what_each_gives_alone(
     ids=["noise alone", "dropout alone"],
 )
 def test_mixtures_draw_dropout_and_noise_of_their_own(
-    experts: LowRankExperts, dropout: float, prototype: Tensor | None
+    experts: LoRAExperts, dropout: float, prototype: Tensor | None
 ) -> None:
     experts.dropout = dropout
     experts.context.prototype = prototype

@@ -70,7 +70,7 @@ def test_each_task_reads_with_its_own_prompts() -> None:
 
 
 def test_untouched_prompts_shrink_what_is_mixed_by_their_share_of_the_softmax() -> None:
-    """Where all logits are alike, exactly n / (n + L)."""
+    """If all logits are alike, exactly n / (n + L)."""
     made, states = PromptedAttention(attention(), LENGTH, None, Context()), torch.randn(1, 5, WIDTH)
     with torch.no_grad():
         made.base.in_proj_weight[: 2 * WIDTH] = 0

@@ -355,7 +355,7 @@ def test_half_precision_galleries_are_ranked_in_single_precision() -> None:
 def test_search_returns_the_best_videos_that_were_found(rerank: int | None, kind: str, hits: int) -> None:
     retriever, galleries = stored()
     retriever.word_pieces = lambda query: [(f"word {number}", [number]) for number in range(WORDS)]
-    search = SearchIndex.__new__(SearchIndex)  # without the files of a run
+    search = GallerySearch.__new__(GallerySearch)  # without the files of a run
     search.galleries, search.categories = galleries, ["", "one", "two"]
     for gallery in galleries:  # two captions a video
         gallery.queries = [f"{caption} of {clip}" for clip in gallery.clips for caption in ("first", "second")]

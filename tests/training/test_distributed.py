@@ -1,4 +1,4 @@
-"""Training on two devices (two gloo processes): the same as on one, and one clear line where a rank fails."""
+"""Training on two devices (two gloo processes): the same as on one, and one clear line if a rank fails."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def texts(length: int, count: int = 3) -> Tensor:
 def test_one_graph_serves_lengths_alike_and_changes_nothing(recorder: Recorder) -> None:
     method, _ = start(config_for("structalign"), 2)
     retriever = method.retriever.eval()
-    reading = RecordedEncoders(retriever)
+    reading = GraphedEncoders(retriever)
     for length in (5, 8, 7, 9, 12):
         tokens = texts(length)
         wanted = retriever.encode_text(tokens, 2)
@@ -72,13 +72,13 @@ def test_one_graph_serves_lengths_alike_and_changes_nothing(recorder: Recorder) 
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     assert recorder.shapes == [(3, 8), (3, 16)]
     assert recorder.uses == 5
-    assert retriever.recorded is None
+    assert retriever.graphed is None
 
 
 def test_texts_are_never_padded_beyond_the_context(recorder: Recorder) -> None:
     method, _ = start(config_for("structalign"), 2)
     context = method.retriever.info.context_length
-    with replaying([RecordedEncoders(method.retriever)]):
+    with replaying([GraphedEncoders(method.retriever)]):
         method.retriever.encode_text(texts(context), 2)
     assert recorder.shapes == [(3, context)]
 
@@ -86,7 +86,7 @@ def test_texts_are_never_padded_beyond_the_context(recorder: Recorder) -> None:
 def test_a_graph_is_used_once_in_a_step(recorder: Recorder) -> None:
     """Its second use would overwrite what the gradients of the first need."""
     method, _ = start(config_for("structalign"), 2)
-    reading = RecordedEncoders(method.retriever)
+    reading = GraphedEncoders(method.retriever)
     for step in (1, 2):
         with replaying([reading]):
             method.retriever.encode_text(texts(6), 2)
@@ -96,7 +96,7 @@ def test_a_graph_is_used_once_in_a_step(recorder: Recorder) -> None:
 
 def test_each_number_of_texts_and_each_task_has_its_own(recorder: Recorder) -> None:
     method, _ = start(config_for("structalign"), 2)
-    with replaying([RecordedEncoders(method.retriever)]):
+    with replaying([GraphedEncoders(method.retriever)]):
         for count, task in ((3, 1), (2, 1), (3, 2)):
             method.retriever.encode_text(texts(6, count), task)
     assert recorder.uses == 3
@@ -106,7 +106,7 @@ def test_recording_draws_nothing_from_the_steps_random_numbers(recorder: Recorde
     method, _ = start(config_for("structalign"), 2)
     method.retriever.train()
     read = []
-    for graph in (RecordedEncoders(method.retriever), None):
+    for graph in (GraphedEncoders(method.retriever), None):
         torch.manual_seed(0)
         with replaying([graph] if graph else []):
             read.append(method.retriever.encode_text(texts(8), 2)[0])
@@ -117,7 +117,7 @@ def test_recording_draws_nothing_from_the_steps_random_numbers(recorder: Recorde
 @pytest.mark.parametrize("wanted", [True, False])
 def test_a_cpu_has_no_graphs(wanted: bool) -> None:
     config = config_for("structalign", train={"cuda_graphs": wanted})
-    assert recorded_encoders(start(config, 2)[0], config) == []
+    assert graphed_encoders(start(config, 2)[0], config) == []
 
 
 @pytest.mark.parametrize(
@@ -136,27 +136,25 @@ def test_a_model_and_its_teacher_have_graphs_if_they_can(
     config = config_for(name, train={"cuda_graphs": True}, model=model)
     method, _ = start(config, 2)
     monkeypatch.setattr("structalign.model.retriever.Retriever.device", torch.device("cuda", 0))
-    assert [part.retriever for part in recorded_encoders(method, config)] == [method.retriever, method.teacher][
-        :count
-    ]
+    assert [part.retriever for part in graphed_encoders(method, config)] == [method.retriever, method.teacher][:count]
 
 
 def test_videos_of_a_shape_share_a_graph_and_nothing_changes(recorder: Recorder) -> None:
     method, data = start(config_for("structalign"), 2)
     retriever = method.retriever.eval()
-    reading = RecordedEncoders(retriever)
-    for pixels in data.test_pixels(3):
+    reading = GraphedEncoders(retriever)
+    for pixels in data.eval_batches(3):
         wanted = retriever.encode_video(pixels)
         with replaying([reading]):
             found = retriever.encode_video(pixels)
         assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
-    assert len(recorder.shapes) == len({len(pixels) for pixels in data.test_pixels(3)}) < recorder.uses
+    assert len(recorder.shapes) == len({len(pixels) for pixels in data.eval_batches(3)}) < recorder.uses
 
 
 def test_a_pass_without_gradients_has_a_graph_of_its_own(recorder: Recorder) -> None:
     """One that was recorded without them could give none."""
     method, _ = start(config_for("structalign"), 2)
-    with replaying([RecordedEncoders(method.retriever)]):
+    with replaying([GraphedEncoders(method.retriever)]):
         with torch.no_grad():
             method.retriever.encode_text(texts(6), 2)
         assert method.retriever.encode_text(texts(6), 2)[0].requires_grad
@@ -166,7 +164,7 @@ def test_a_pass_without_gradients_has_a_graph_of_its_own(recorder: Recorder) -> 
 def test_training_and_judging_have_graphs_of_their_own(recorder: Recorder) -> None:
     """One that was recorded with dropout would go on to drop."""
     method, _ = start(config_for("structalign"), 2)
-    reading = RecordedEncoders(method.retriever)
+    reading = GraphedEncoders(method.retriever)
     for mode in (method.retriever.train, method.retriever.eval):
         mode()
         with replaying([reading]):
@@ -178,9 +176,9 @@ def test_training_and_judging_have_graphs_of_their_own(recorder: Recorder) -> No
 def test_a_tower_without_adapters_has_no_way_back(recorder: Recorder, text: str, vision: str) -> None:
     method, data = start(config_for("structalign", model={"text_adapter": text, "vision_adapter": vision}), 2)
     method.retriever.train()
-    with replaying([RecordedEncoders(method.retriever)]):
+    with replaying([GraphedEncoders(method.retriever)]):
         words, _, _ = method.retriever.encode_text(texts(6), 2)
-        frames, _ = method.retriever.encode_video(next(data.test_pixels(2)))
+        frames, _ = method.retriever.encode_video(next(data.eval_batches(2)))
     assert recorder.leaves == ([0, 1] if text == "none" else [1, 0])
     assert (words.requires_grad, frames.requires_grad) == (text != "none", vision != "none")
 
@@ -190,7 +188,7 @@ def test_a_whole_step_uses_each_graph_once(recorder: Recorder, monkeypatch: pyte
     config = config_for("structalign", train={"cuda_graphs": True})
     method, data = start(config, 2)
     (batch, *_) = data.batches(config.train, torch.Generator().manual_seed(0), torch.device("cpu"))
-    encoders = [RecordedEncoders(part) for part in (method.retriever, method.teacher) if part is not None]
+    encoders = [GraphedEncoders(part) for part in (method.retriever, method.teacher) if part is not None]
     method.start_epoch(torch.Generator().manual_seed(0))
     with replaying(encoders):
         total(method.loss(batch)).backward()
@@ -208,7 +206,7 @@ def to_gpu(method: Method, batch: Batch) -> Batch:
 
 
 def loss_and_gradients(
-    method: Method, batch: Batch, precision: str, used: list[RecordedEncoders], seed: int
+    method: Method, batch: Batch, precision: str, used: list[GraphedEncoders], seed: int
 ) -> list[Tensor]:
     weights = [weight for group in method.parameter_groups() for weight in group["params"]]
     torch.manual_seed(seed)
@@ -227,7 +225,7 @@ def test_a_gpu_gets_the_same_loss_and_gradients(precision: str, tolerance: float
     method, data = start(config, 2)
     (batch, *_) = data.batches(config.train, torch.Generator().manual_seed(0), torch.device("cpu"))
     batch = to_gpu(method, batch)
-    recorded = recorded_encoders(method, config)
+    recorded = graphed_encoders(method, config)
     for name, weight in method.retriever.named_parameters():
         if name.endswith(".B"):
             torch.nn.init.normal_(weight, std=0.1)  # untouched updates are 0, whatever is dropped
@@ -251,7 +249,7 @@ def test_shapes_that_come_later_are_recorded_then() -> None:
     method, data = start(config, 2)
     (batch, *_) = data.batches(config.train, torch.Generator().manual_seed(0), torch.device("cpu"))
     batch = to_gpu(method, batch)
-    recorded = recorded_encoders(method, config)
+    recorded = graphed_encoders(method, config)
     terms = []
     for length in (0, 8):
         tokens = torch.nn.functional.pad(batch.tokens, (0, length))

@@ -168,9 +168,9 @@ def test_balanced_epochs_draw_categories_alike(store: FrameStore) -> None:
 def test_frames_for_features_are_not_augmented(store: FrameStore) -> None:
     data = training_set(store, dict.fromkeys(NAMES, 1), dict.fromkeys(NAMES, 0))
     epoch(data, 0)
-    pixels = torch.cat(list(data.test_pixels(2)))
+    pixels = torch.cat(list(data.eval_batches(2)))
     for name, shown in zip(NAMES, pixels, strict=True):
-        assert torch.equal(shown, views.test_pixels(next(load_clips(store, [name], 1)), 32))
-    batches = list(loader.test_batches(store, NAMES, 32, 2, 2))
+        assert torch.equal(shown, views.center_crop(next(load_clips(store, [name], 1)), 32))
+    batches = list(loader.eval_batches(store, NAMES, 32, 2, 2))
     assert [len(batch) for batch in batches] == [2, 2, 1]
     assert torch.equal(torch.cat(batches), pixels)

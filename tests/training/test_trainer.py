@@ -130,7 +130,7 @@ def curve_of(path: Path) -> list[dict[str, str]]:
 def evaluate(method: Method, data: TrainingSet, task: int) -> dict[str, float]:
     """Recall of the task's own captions within a gallery of its own videos, after those of task 1."""
     galleries = [TaskGallery(1, ["old"], [0], ["old"], [0], torch.ones(1, 2, 32))] if task > 1 else []
-    frames = encode_videos(method.retriever, data.test_pixels(4))
+    frames = encode_videos(method.retriever, data.eval_batches(4))
     galleries.append(TaskGallery.from_samples(task, data.samples, frames))
     ranking = rank(method.retriever, galleries, method.config.similarity)
     assert ranking.scores.shape == (24 + task - 1, 12 + task - 1)
@@ -326,14 +326,14 @@ def test_zero_shot_is_untouched_clip() -> None:
     assert method.trained_parameters() == 0
     torch.manual_seed(0)
     clip = CLIP(**MODEL).eval()
-    frames = encode_videos(method.retriever, data.test_pixels(4))  # [V,N,D]
+    frames = encode_videos(method.retriever, data.eval_batches(4))  # [V,N,D]
     galleries = [
         TaskGallery.from_samples(1, data.samples[:6], frames[:6]),
         TaskGallery.from_samples(2, data.samples[6:], frames[6:]),
     ]
     scores = rank(method.retriever, galleries, method.config.similarity).scores
     with torch.no_grad():
-        images = [method.retriever.normalise(pixels).flatten(0, 1) for pixels in data.test_pixels(4)]  # [B*N,3,H,W]
+        images = [method.retriever.normalise(pixels).flatten(0, 1) for pixels in data.eval_batches(4)]  # [B*N,3,H,W]
         torch.testing.assert_close(frames.flatten(0, 1), torch.cat([clip.encode_image(part) for part in images]))
         tokens = method.retriever.tokenize(data.captions)  # [T,L]
         text = clip.encode_text(torch.nn.functional.pad(tokens, (0, 16 - tokens.shape[1])))

@@ -18,10 +18,10 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_test_pixels_are_clips_own_preprocessing() -> None:
+def test_the_center_crop_is_clips_own_preprocessing() -> None:
     """Bicubic resize of the shorter side and centre crop, as Pillow does it."""
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8).repeat(4, 0).repeat(4, 1)  # 80 x 120
-    pixels = views.test_pixels(torch.from_numpy(picture)[None].permute(0, 3, 1, 2), 32)
+    pixels = views.center_crop(torch.from_numpy(picture)[None].permute(0, 3, 1, 2), 32)
     resized = Image.fromarray(picture).resize((48, 32), Image.Resampling.BICUBIC).crop((8, 0, 40, 32))
     assert (pixels.shape, pixels.dtype) == ((1, 3, 32, 32), torch.uint8)
     assert (pixels[0].permute(1, 2, 0).int() - torch.from_numpy(np.array(resized)).int()).abs().max() <= 2
@@ -31,14 +31,14 @@ def test_test_pixels_are_clips_own_preprocessing() -> None:
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(8, 40), st.integers(0, 2**30), st.floats(0.05, 1))
 def test_pixels_have_the_right_size(height: int, width: int, size: int, seed: int, smallest: float) -> None:
     frames = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
-    assert views.test_pixels(frames, size).shape == (2, 3, size, size)
+    assert views.center_crop(frames, size).shape == (2, 3, size, size)
     augmented = train_pixels(frames, size, seeded(seed), smallest, flip=True)
     assert (augmented.shape, augmented.dtype) == ((2, 3, size, size), torch.uint8)
 
 
 def train_pixels(frames: Tensor, size: int, generator: torch.Generator, smallest: float, flip: bool) -> Tensor:
     """Frames (N, 3, H, W) as one step of training sees them: (N, 3, size, size)."""
-    return show([frames], [draw_view(frames, generator, smallest, flip)], size)[0]
+    return augment([frames], [draw_augmentation(frames, generator, smallest, flip)], size)[0]
 
 
 def coordinates(height: int, width: int) -> Tensor:
@@ -92,8 +92,8 @@ def test_flipping_does_not_move_crops() -> None:
 def test_products_cut_as_pytorch_resizes(height: int, width: int, size: int, seed: int, smallest: float) -> None:
     generator = seeded(seed)
     frames = torch.randint(0, 256, (3, 2, 3, height, width), dtype=torch.uint8, generator=generator)
-    drawn = [draw_view(video, generator, smallest, flip=True) for video in frames]
-    for video, view, cut in zip(frames, drawn, show_by_product(list(frames), drawn, size), strict=True):
+    drawn = [draw_augmentation(video, generator, smallest, flip=True) for video in frames]
+    for video, view, cut in zip(frames, drawn, augment_on_gpu(list(frames), drawn, size), strict=True):
         part = video[..., view.top : view.top + view.height, view.left : view.left + view.width].float()
         wanted = interpolate(part, (size, size), mode="bicubic", antialias=True).clamp(0, 255)
         wanted = wanted.flip(-1) if view.mirrored else wanted
@@ -103,13 +103,13 @@ def test_products_cut_as_pytorch_resizes(height: int, width: int, size: int, see
 
 def test_a_cut_of_the_right_size_is_kept_to_the_bit() -> None:
     frames = torch.randint(0, 256, (1, 2, 3, 30, 40), dtype=torch.uint8)
-    (cut,) = show_by_product(list(frames), [View(3, 5, 16, 16, mirrored=True)], 16)
+    (cut,) = augment_on_gpu(list(frames), [View(3, 5, 16, 16, mirrored=True)], 16)
     assert torch.equal(cut, frames[0, ..., 3:19, 5:21].flip(-1))
 
 
 def test_videos_of_several_sizes_keep_their_order() -> None:
     videos = [coordinates(60, 80), coordinates(48, 64), coordinates(60, 80), coordinates(80, 60)]
-    drawn = [draw_view(frames, seeded(number), 0.5, flip=True) for number, frames in enumerate(videos)]
-    seen = show_by_product(videos, drawn, 32)
+    drawn = [draw_augmentation(frames, seeded(number), 0.5, flip=True) for number, frames in enumerate(videos)]
+    seen = augment_on_gpu(videos, drawn, 32)
     assert seen.is_contiguous()
-    assert (seen.int() - show(videos, drawn, 32).int()).abs().max() <= 1
+    assert (seen.int() - augment(videos, drawn, 32).int()).abs().max() <= 1

@@ -145,28 +145,24 @@ def gallery(task: int) -> TaskGallery:
 
 
 def test_galleries_travel_unchanged(tmp_path: Path) -> None:
-    first, second = tmp_path / "after-01", tmp_path / "after-02"
-    for folder in (first, second):
-        folder.mkdir()
-    gallery(1).save(first)
-    save_index(first, 1)
-    copy_galleries(first, second)
-    gallery(2).save(second)
-    save_index(second, 2)
+    before, first, second = (tmp_path / f"after-0{task}" for task in range(3))
+    store_galleries(first, before, {"test": gallery(1), "validation": gallery(1)})
+    store_galleries(second, first, {"test": gallery(2)})
     loaded = load_galleries(second)
     assert [item.task for item in loaded] == [1, 2]
     for item in loaded:
         facts, expected = vars(item), vars(gallery(item.task))
         assert torch.equal(facts.pop("frames"), expected.pop("frames"))
         assert facts == expected
-    assert (first / "task-01.safetensors").read_bytes() == (second / "task-01.safetensors").read_bytes()
+    for stem in ("task-01", "validation-01"):
+        assert (first / f"{stem}.safetensors").read_bytes() == (second / f"{stem}.safetensors").read_bytes()
 
 
 def test_fingerprint_tells_other_queries_apart() -> None:
     changed = gallery(1)
     changed.queries = ["x", "y", "another"]
-    assert fingerprint([gallery(1)]) == fingerprint([gallery(1)])
-    assert fingerprint([gallery(1)]) != fingerprint([changed])
+    assert data_fingerprint([gallery(1)]) == data_fingerprint([gallery(1)])
+    assert data_fingerprint([gallery(1)]) != data_fingerprint([changed])
 
 
 def test_temporary_copies_of_dvc_share_the_projects_resume_files(

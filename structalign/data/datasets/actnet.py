@@ -12,7 +12,7 @@ from structalign.data.datasets.common import (
     by_id,
     list_videos,
     obtain,
-    read_json,
+    read_annotation_json,
     require_videos,
     user_folder,
     write_fingerprints,
@@ -68,7 +68,7 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     Raises
     ------
     UserError
-        Where a source is missing or not as published, or a video is not in the folder.
+        If a source is missing or not as published, or a video is not in the folder.
     """
     data = config.data
     assert isinstance(data, DataConfig)
@@ -114,7 +114,7 @@ def _validation_segments(data: DataConfig) -> tuple[Path, Segments]:
 
 
 def _spare(data: DataConfig, segments: Segments, placed: dict[str, tuple[str, str]]) -> dict[str, str]:
-    """Category of each annotated video that the published splits leave out, but know the category of."""
+    """Category of each annotated video that the published splits leave out, if it is one of theirs."""
     assert data.labels is not None
     labels = read_labels(obtain(data.labels))
     known = {category for _, category in placed.values()}
@@ -127,9 +127,9 @@ def read_labels(path: Path) -> dict[str, str]:
     Raises
     ------
     UserError
-        Where the file is not `{"database": {id: {"annotations": [{"label": category}, ...]}}}`.
+        If the file is not `{"database": {id: {"annotations": [{"label": category}, ...]}}}`.
     """
-    content = read_json(path)
+    content = read_annotation_json(path)
     try:
         entries = content["database"].items()
         return {f"v_{video}": entry["annotations"][0]["label"] for video, entry in entries if entry["annotations"]}
@@ -143,9 +143,9 @@ def read_segments(path: Path) -> Segments:
     Raises
     ------
     UserError
-        Where the file is not `{id: {"timestamps": [[start, end], ...], "sentences": [caption, ...]}}`.
+        If the file is not `{id: {"timestamps": [[start, end], ...], "sentences": [caption, ...]}}`.
     """
-    annotations = read_json(path)
+    annotations = read_annotation_json(path)
     if not isinstance(annotations, dict):
         raise UserError(f"{path}: must be a JSON object of videos")
     segments = {}

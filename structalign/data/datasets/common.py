@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from structalign.config.schema import Config
     from structalign.config.section import Source
 
-# Outside what DVC tracks: a download of gigabytes survives a run that fails after it, and serves queued runs as well.
-DOWNLOADS = Path("data/downloads")
-MISSING_LIST = Path("data/missing-videos.txt")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 
 _ENDS = 64 << 10  # bytes
@@ -72,29 +69,29 @@ def _download(source: str) -> Path:
         return user_path(source)
     name = PurePosixPath(unquote(urlsplit(source).path)).name or "download"
     # Two servers may use one name for different files.
-    return user_path(DOWNLOADS) / f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}"
+    return user_path(paths.DOWNLOADS) / f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}"
 
 
 def video_root(config: Config) -> Path:
     """Return the folder, or the zip archive, that `Clip.video` is a path in.
 
-    It is the user's folder (`data.videos`), the archive (`data.archive`, fetched if it is not here), or `raw_folder`
+    It is the user's folder (`data.videos`), the archive (`data.archive`, fetched if it is not here), or `paths.raw`
     if the videos are generated. Only generated videos are outputs of the pipeline: the others are read where they
     are, because DVC would copy them, and they can take hundreds of gigabytes.
     """
     if archive := getattr(config.data, "archive", None):
         return obtain(archive)
     videos = getattr(config.data, "videos", None)
-    return user_path(videos) if videos else raw_folder(config)
+    return user_path(videos) if videos else paths.raw(config.data.name)
 
 
-def read_json(path: Path, max_bytes: int = 1 << 30) -> Any:
+def read_annotation_json(path: Path, max_bytes: int = 1 << 30) -> Any:
     """Read an annotation file.
 
     Raises
     ------
     UserError
-        Where it is missing, larger than `max_bytes`, not UTF-8 or not JSON.
+        If it is missing, larger than `max_bytes`, not UTF-8 or not JSON.
     """
     try:
         if path.stat().st_size > max_bytes:
@@ -118,7 +115,7 @@ def user_folder(path: str | None, key: str) -> Path:
     Raises
     ------
     UserError
-        Where it names none; the message gives the parameter's `key`.
+        If it names none; the message gives the parameter's `key`.
     """
     if not path:
         raise UserError(f"{key} is not set: name the folder of the videos, for example -S {key}=/path/to/videos")
@@ -150,7 +147,7 @@ def list_videos(folder: Path) -> list[str]:
     Raises
     ------
     UserError
-        Where there is none.
+        If there is none.
     """
     found = [path for path in list_files(folder) if path.lower().endswith(VIDEO_SUFFIXES)]
     if not found:
@@ -175,7 +172,7 @@ def require_videos(missing: list[str], annotated: int, where: str, allowed: int,
     Parameters
     ----------
     missing : list of str
-        Ids of annotated videos that are not there. All are written to `MISSING_LIST`.
+        Ids of annotated videos that are not there. All are written to `paths.MISSING_VIDEOS`.
     annotated : int
         How many were looked for.
     where : str
@@ -190,7 +187,7 @@ def require_videos(missing: list[str], annotated: int, where: str, allowed: int,
     UserError
         The message names ten of them.
     """
-    names = user_path(MISSING_LIST)
+    names = user_path(paths.MISSING_VIDEOS)
     empty = [
         f"{clip.origin or clip.id} ({clip.start or 0:g} to {clip.end:g} s)"
         for clip in clips
@@ -208,12 +205,12 @@ def require_videos(missing: list[str], annotated: int, where: str, allowed: int,
     message = f"{where}: {'; '.join(problems)}"
     count = len(missing) + len(empty)
     if count > allowed:
-        raise UserError(f"{message}; mend them, or leave them out with frames.allow_missing={count} (now {allowed})")
+        raise UserError(f"{message}; fix them, or leave them out with frames.allow_missing={count} (now {allowed})")
     log.warning(f"{message}; left out, as frames.allow_missing = {allowed} allows")
 
 
 def _ten(names: list[str]) -> str:
-    more = f" and {len(names) - 10} more, all listed in {MISSING_LIST}" if len(names) > 10 else ""
+    more = f" and {len(names) - 10} more, all listed in {paths.MISSING_VIDEOS}" if len(names) > 10 else ""
     return f"{', '.join(names[:10])}{more}"
 
 

@@ -307,7 +307,7 @@ def generate(
     jobs = [(scene, root / clip.video) for clip, scene in plans]
     for result in progress(parallel_map(_write_video, jobs, workers), len(jobs), "videos", "video"):
         if isinstance(result, JobFailed):
-            raise UserError(f"a process that writes videos died ({result}, perhaps for want of memory): run again")
+            raise UserError(f"a process that writes videos died ({result}, possibly out of memory): run again")
     clips = [clip for clip, _ in plans]
     atomic_write_text(root / "captions.csv", _captions_csv(clips))
     return clips

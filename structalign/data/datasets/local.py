@@ -61,7 +61,7 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     Raises
     ------
     UserError
-        Where the table is not as `read_csv` wants it, or names a video that is not there.
+        If the table is not as `read_csv` expects it, or names a video that is not there.
     """
     data = config.data
     assert isinstance(data, DataConfig)
@@ -80,7 +80,7 @@ def prepare(config: Config, target: Path) -> list[Clip]:
 def _missing(clips: list[Clip], videos: list[str]) -> list[str]:
     """Name the absent video of every clip that has none, with the clip's line and the file that may be meant."""
     present, stems = set(videos), {str(PurePosixPath(path).with_suffix("")): path for path in videos}
-    hints = {video: f"; is {path} meant?" for video, path in stems.items()}
+    hints = {video: f"; did you mean {path}?" for video, path in stems.items()}
     return [f"{clip.video} ({clip.origin}{hints.get(clip.video, '')})" for clip in clips if clip.video not in present]
 
 
@@ -92,6 +92,7 @@ def read_csv(path: Path) -> list[Clip]:
     path : Path
         A CSV in UTF-8 with the columns of `COLUMNS`, in any order. Rows with the same video, start and end are
         captions of one clip. Start and end are seconds; empty: from the beginning, to the end.
+
     Returns
     -------
     list of Clip

@@ -20,7 +20,7 @@ from structalign.data.datasets.common import (
     list_files,
     obtain,
     parse_json,
-    read_json,
+    read_annotation_json,
     require_videos,
     write_fingerprints,
 )
@@ -84,7 +84,7 @@ class Annotations:
     captions : dict of str to list of str
         All sentences of each video, in the file's order.
     placed : dict of str to (str, str)
-        For each video its side (`train` or `test`) and its category; empty where the file does not say.
+        For each video its side (`train` or `test`) and its category; empty if the file does not say.
     """
 
     captions: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -112,7 +112,7 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     Raises
     ------
     UserError
-        Where a source is missing or not as published, or sources do not fit together.
+        If a source is missing or not as published, or sources do not fit together.
     """
     data = config.data
     assert isinstance(data, DataConfig)
@@ -213,7 +213,7 @@ def read_test_captions(path: Path) -> dict[str, str]:
     Raises
     ------
     UserError
-        Where a column is missing, a caption has no word or a video occurs twice; the message names the line.
+        If a column is missing, a caption has no word or a video occurs twice; the message names the line.
     """
     captions: dict[str, str] = {}
     try:
@@ -234,7 +234,7 @@ def read_test_captions(path: Path) -> dict[str, str]:
 
 
 def read_annotations(path: Path) -> Annotations:
-    """Read MSR-VTT's annotation file, in either of the two forms that are about.
+    """Read MSR-VTT's annotation file, in either of its two known forms.
 
     Parameters
     ----------
@@ -245,9 +245,9 @@ def read_annotations(path: Path) -> Annotations:
     Raises
     ------
     UserError
-        Where it is neither.
+        If it is neither.
     """
-    content = read_json(path)
+    content = read_annotation_json(path)
     found = _parse(content)
     if found is None:
         raise UserError(f"{path}: must hold sentences and videos (MSRVTT_data.json), or annotations")

@@ -76,7 +76,7 @@ def read_published(path: str | Path) -> PublishedSplit:
 
 
 def _refuse_code(content: bytes, path: Path) -> None:
-    """Look at a pickle's instructions without obeying them; refuse all that could do more than build data."""
+    """Inspect pickle opcodes without executing them; refuse all that could do more than build data."""
     slots = 0
     try:
         for count, (opcode, argument, position) in enumerate(pickletools.genops(content)):
@@ -177,7 +177,7 @@ def read_benchmark(paths: dict[int, Path], name: str) -> dict[str, tuple[str, st
     Raises
     ------
     UserError
-        Where a file has another number of tasks or videos, or files differ in their videos.
+        If a file has another number of tasks or videos, or files differ in their videos.
     """
     first: dict[str, tuple[str, str]] = {}
     for num_tasks, path in sorted(paths.items()):
@@ -222,7 +222,7 @@ def draw_validation(spare: dict[str, str], count: int, seed: int) -> dict[str, t
     Raises
     ------
     UserError
-        Where a category has too few.
+        If a category has too few.
     """
     by_category: dict[str, list[str]] = defaultdict(list)
     for video, category in spare.items():

@@ -127,7 +127,7 @@ class AlignedMethod(AdapterMethod):
             words, mask, _ = joint_text(teacher, batch.tokens, task)
             frames, _ = joint_video(teacher, batch)
             target = self._similarity(frames, words, mask)  # [B,B]
-        target = target.clone()  # what autograd may keep: inference tensors it refuses
+        target = target.clone()  # because autograd does not save inference tensors
         return losses.crp(
             similarity, target, self.retriever.log_scale, teacher.log_scale, self.config.loss.temperature
         )

@@ -33,7 +33,7 @@ class DistillationMethod(FullMethod):
         with torch.inference_mode():
             _, _, text = joint_text(teacher, self.reference_tokens(batch), max(1, self.task - 1))
             _, taught = joint_video(teacher, batch)
-        text, taught = text.clone(), taught.clone()  # what autograd may keep: inference tensors it refuses
+        text, taught = text.clone(), taught.clone()  # because autograd does not save inference tensors
         text = normalize(text, dim=-1)  # [B,D]
         student = scaled_cosines(normalize(video, dim=-1), text, self.retriever.log_scale)  # [B,B]
         target = scaled_cosines(normalize(taught, dim=-1), text, self.retriever.log_scale)  # [B,B]

@@ -129,7 +129,7 @@ class Method:
         """Update what is carried from task to task."""
 
     def training_state(self) -> dict[str, Any]:
-        """What `loss` keeps from step to step, for a training that is taken up after an interruption."""
+        """What `loss` keeps from step to step, for a training that resumes after an interruption."""
         return {}
 
     def load_training_state(self, state: dict[str, Any]) -> None:

@@ -35,7 +35,4 @@ Terms = Mapping[str, Term]
 def total(terms: Terms) -> Tensor:
     """Add up the weighted terms, in their order."""
     first, *others = (term.weighted for term in terms.values())
-    result = first
-    for other in others:
-        result = result + other
-    return result
+    return sum(others, first)

@@ -41,10 +41,10 @@ def gram(means: Mapping[str, np.ndarray], tasks: Sequence[int], names: Sequence[
     Figure
     """
     num_classes = len(tasks)
-    ideal = np.full((num_classes, num_classes), -1 / max(num_classes - 1, 1))
-    np.fill_diagonal(ideal, 1)
+    measured = {modality: ClassMeans(values) for modality, values in means.items()}
+    ideal = next(iter(measured.values())).ideal_gram
     labels = drawable(names) if names is not None and num_classes <= CELL_LIMIT else []
-    panels_of = {modality: _cosines(values) for modality, values in means.items()}
+    panels_of = {modality: values.cosines for modality, values in measured.items()}
     panels_of[f"ideal: {ideal[0, -1]:.3f} off the diagonal"] = ideal
     figure, panels = new_figure(1, len(panels_of), width=1.5 + 4 * len(panels_of), height=4.7, sharey=True)
     ends = np.flatnonzero(np.diff(tasks)) + 1
@@ -122,11 +122,6 @@ def feature_map(
     numbers = "" if crowded else "; numbers: categories"
     figure.suptitle(f"{kinds}, {_PROJECTION_NAMES[projection]}{numbers}")
     return figure
-
-
-def _cosines(means: np.ndarray) -> np.ndarray:
-    centred = unit(means - means.mean(axis=0, keepdims=True))
-    return centred @ centred.T
 
 
 def _clouds(
