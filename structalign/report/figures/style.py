@@ -140,7 +140,7 @@ def task_axis(axes: Axes, after: Iterable[int]) -> None:
 
 def legend_beside(axes: Axes, title: str = "") -> None:
     """Put the legend to the right of the panel."""
-    many = len(axes.get_legend_handles_labels()[0]) > 12
+    many = len(axes.get_legend_handles_labels()[0]) > 16
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title=title or None, ncols=2 if many else 1)
 
 
