@@ -111,7 +111,7 @@ class Workspace:
             shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
-    def alone(self, name: str) -> Iterator[None]:
+    def exclusive(self, name: str) -> Iterator[None]:
         """Wait until no other process works on the run `name`, and keep others out."""
         locks = self.scratch / "locks"
         locks.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ class Job(ABC):
         UserError
             If it fails; the last line of the log says the same.
         """
-        with self.workspace.alone(self.name):
+        with self.workspace.exclusive(self.name):
             if self.is_done():
                 return
             path = self.workspace.start_log(self.name)
