@@ -1,7 +1,7 @@
 """Query a trained model: rank the gallery as stored after a task, with the model as it was then.
 
     structalign search "a blue molga with a pink core sliding" --after 5 --top 8
-    structalign search "a blue molga sliding" --compare 1,5
+    structalign search "a blue molga sliding" --compare 3,5
 
 prints a table and writes a contact sheet of the frames, the best word-frame matches framed.
 """
@@ -41,7 +41,7 @@ def hits_table(query: str, after: int, hits: list[Hit]) -> Table:
 
 
 def parse_tasks(after: int | None, compare: str | None, num_tasks: int) -> list[int]:
-    """Read which tasks should answer: `--after 5`, `--compare 1,5`, or the last; check all before any answers."""
+    """Read which tasks should answer: `--after 5`, `--compare 3,5`, or the last; check all before any answers."""
     option = f"--compare {compare}" if compare else f"--after {after}"
     try:
         tasks = [int(part) for part in compare.split(",")] if compare else [num_tasks if after is None else after]
