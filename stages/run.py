@@ -19,7 +19,13 @@ from structalign.util.command import errors_in_one_line, parse
 from structalign.util.errors import UserError
 from structalign.util.machine import keep_freed_memory
 
-_PATTERNS = {"${key}": "NN", "${item.previous}": "(NN-1)", "${last}": "K", "${data.name}": "DATA"}
+_PATTERNS = {
+    "${key}": "NN",
+    "${item.previous}": "(NN-1)",
+    "${last}": "K",
+    "${data.name}": "DATA",
+    "${annotations}": "data.csv or conf/data/DATA.yaml",
+}
 
 
 def run(stage: Callable[..., None], task: bool = False) -> None:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from structalign.config.explain import FOLLOWS
 from structalign.evaluation.metric_table import COST, METRICS
 from structalign.experiments.study import slug
 from structalign.util.command import errors_in_one_line, parse
@@ -33,9 +34,6 @@ TIME = next(metric for metric in COST if metric.key == "train_seconds")
 
 CHOICES = ("data.name", "method.name", "variant")
 """Parameters that set others, so that they are named first."""
-
-FOLLOWS = ("about", "tasks", "last")
-"""Parameters that follow from others."""
 
 NAMED = 6
 """Changes that are named of each experiment; the others are counted."""

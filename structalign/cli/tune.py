@@ -34,14 +34,13 @@ from structalign import paths
 from structalign.experiments import executors
 from structalign.experiments.batch import prepare
 from structalign.experiments.run import Workspace, last_error
+from structalign.experiments.source import TUNED
 from structalign.experiments.study import chosen, common_overrides, output_name, seeds_of
 from structalign.experiments.tuning import DRAW, NO_OBJECTIVE, Trial, Tuning, middle, read_space
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_text
 from structalign.util.log import log, progress_bar
-
-TUNED = Path("conf/tuned")
 
 
 def main() -> None:
@@ -82,7 +81,7 @@ def tune(args: argparse.Namespace) -> None:
     searched = read_space(args.study)
     labels = chosen(args.labels, searched.labels, args.study)
     common = common_overrides(args)
-    workspace = Workspace.of(Path.cwd(), args.scratch, [str(TUNED)])  # what is written at the end changes no trial
+    workspace = Workspace.of(Path.cwd(), args.scratch, [TUNED])  # what is written at the end changes no trial
     journal = (args.journal or paths.JOURNALS / f"{output_name(args.study, common)}.journal").resolve()
     seeds = seeds_of(args.seeds)
     tunings = [
@@ -143,10 +142,9 @@ def report(tuning: Tuning, trials: int) -> bool:
     if complete:
         table: pd.DataFrame = study.trials_dataframe(attrs=("number", "value", "params", "state", "duration"))
         atomic_write_text(paths.TUNINGS / f"{tuning.name}.csv", table.to_csv(index=False, lineterminator="\n"))
-        path = TUNED / f"{tuning.result}.yaml"
-        atomic_write_text(
-            path, tuned_config(study.best_params, provenance(tuning, study.best_value, done, len(complete)))
-        )
+        path = Path(TUNED, f"{tuning.result}.yaml")
+        values = {"tuned_on": tuning.data, **study.best_params}
+        atomic_write_text(path, tuned_config(values, provenance(tuning, study.best_value, done, len(complete))))
         log.info(f"{tuning.label}: {tuning.objective} {study.best_value:.2f} is the best of {done}: {path}")
     return done >= trials
 

@@ -1,4 +1,4 @@
-"""Checks of parameters and annotations that run before anything is generated, fetched or decoded."""
+"""Checks of parameters, before anything is fetched, and of annotations, before anything is decoded."""
 
 from __future__ import annotations
 

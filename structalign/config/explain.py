@@ -14,7 +14,7 @@ from structalign.config.discovery import module_names
 from structalign.config.schema import Config
 from structalign.config.section import DataSection
 
-FOLLOWS = ("about", "tasks", "last")
+FOLLOWS = ("about", "tasks", "last", "annotations")
 """Keys that follow from others; nobody sets them."""
 
 

@@ -40,7 +40,7 @@ class SplitConfig(Section):
     """How categories become tasks (protocol `fewshot`; `published` reads both from the split file)."""
 
     shots: Positive
-    """Training videos per category. Published splits are drawn already: with 16, evenly, in their own order."""
+    """Training videos per category. Published splits allow only 16, no imbalance, order=given."""
     imbalance: Annotated[float, Field(ge=1)]
     """Ratio of training videos between the categories with the most and the fewest: counts fall from shots by a
     constant factor, in an order drawn from the seed. 1: all have the same number."""
@@ -325,6 +325,10 @@ class Config(Section):
     auto: one per core, so that machines of different sizes differ."""
     tasks: dict[str, TaskEntry]
     last: str
+    tuned_on: str | None
+    """Data set that the values of `tuned=NAME` were found on: others refuse them, and null takes them as they are."""
+    annotations: str
+    """File that `download` depends on besides its code: `data.csv`, or the data set's own file in conf/data."""
     data: SerializeAsAny[DataSection]
     frames: FramesConfig
     split: SplitConfig
@@ -342,6 +346,22 @@ class Config(Section):
     def _selection_has_videos(self) -> Config:
         if self.train.select == "best_on_val" and self.split.validation == 0:
             raise ValueError("train.select = 'best_on_val': needs split.validation, validation videos per category")
+        return self
+
+    @model_validator(mode="after")
+    def _every_device_has_a_pair(self) -> Config:
+        devices, batch_size = self.train.devices, self.train.batch_size
+        if devices != "auto" and devices > batch_size:
+            raise ValueError(f"train.devices = {devices}: exceeds train.batch_size = {batch_size}; lower it")
+        return self
+
+    @model_validator(mode="after")
+    def _tuned_values_are_of_these_data(self) -> Config:
+        if self.tuned_on not in (None, self.data.name):
+            raise ValueError(
+                f"tuned_on = {self.tuned_on!r}: the tuned values were found on other data than {self.data.name!r}; "
+                f"`structalign tune --data {self.data.name}` finds its own, and tuned_on=null takes these"
+            )
         return self
 
     @model_validator(mode="after")

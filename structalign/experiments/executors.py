@@ -100,6 +100,8 @@ def resources(args: argparse.Namespace) -> Resources:
         raise UserError("--executor slurm: there is no sbatch here; call this on a cluster's login node")
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: must be at least 1")
+    if args.gpus is not None and args.gpus < 0:
+        raise UserError(f"--gpus {args.gpus}: must be 0 or more")
     options = dict(item.partition("=")[::2] for item in args.sbatch)
     if not all(options.values()):
         raise UserError(f"--sbatch {' '.join(args.sbatch)}: must be KEY=VALUE, such as account=lab")

@@ -102,7 +102,7 @@ class Experiments:
         from dvc.exceptions import DvcException
 
         try:
-            return pd.read_csv(io.StringIO(dvc.api.read(str(paths.RECALL_BY_TASK), rev=name)))
+            return pd.read_csv(io.StringIO(dvc.api.read(str(paths.RECALL_BY_TASK), repo=str(self.project), rev=name)))
         except (DvcException, FileNotFoundError) as error:
             reason = " ".join(str(error).split())
             raise UserError(

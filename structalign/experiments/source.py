@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import hashlib
 import os
 import subprocess
 import tempfile
@@ -17,6 +18,9 @@ CODE = ("structalign", "stages", "conf", "dvc.yaml", ".dvc/config")
 
 NOT_CODE = (":!conf/study", ":!conf/tune")
 """What only says which runs there are: their overrides count by themselves."""
+
+TUNED = "conf/tuned"
+"""Values that runs read by the override `tuned`; they count for those runs alone."""
 
 IDENTITY = {"user.name": "structalign", "user.email": "structalign@localhost"}
 """Who commits an experiment on a machine on which git knows no name."""
@@ -60,11 +64,14 @@ class Source:
         Full hash of the commit that is checked out.
     patch : bytes
         Uncommitted changes to `CODE`, new files included, as `git apply` takes them; empty if there are none.
+    code : str
+        Hash of the files in `CODE`, committed or not, without those that only some runs read: names of runs have it.
     """
 
     project: Path
     commit: str
     patch: bytes
+    code: str
 
     @classmethod
     def of(cls, project: Path, without: Sequence[str] = ()) -> Source:
@@ -90,7 +97,8 @@ class Source:
             git("add", "--all", "--", *present, *excluded, folder=project, index=index)
             options = ("--cached", "--binary", "--full-index", "--no-color", "--no-ext-diff")
             patch = git("diff", *options, commit, "--", *CODE, *excluded, folder=project, index=index)
-        return cls(project, commit, patch)
+            files = git("ls-files", "--stage", "--", *CODE, *NOT_CODE, f":!{TUNED}", folder=project, index=index)
+        return cls(project, commit, patch, hashlib.sha256(files).hexdigest())
 
     def changed_files(self) -> list[str]:
         """Name the files that differ from the commit."""

@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from structalign.config.compose import compose
-from structalign.experiments.source import Source
+from structalign.experiments.source import TUNED, Source
 from structalign.util.errors import UserError
+from structalign.util.files import user_path
 
 STUDIES = Path("conf/study")
 
@@ -111,11 +112,22 @@ def runs_of(
 
 
 def make_run(words: Sequence[str], label: str, seed: int, overrides: Sequence[str], source: Source) -> Run:
-    """Name a run: words for the reader, then its commit and a hash of overrides and uncommitted changes."""
+    """Name a run: words for the reader, then a hash of the code, and one of overrides and the files that they name.
+
+    A commit that leaves the code as it is renames no run.
+    """
     settings = (ONE_THREAD, *overrides, f"seed={seed}")
-    digest = hashlib.sha256(json.dumps(settings).encode() + source.patch).hexdigest()
-    name = slug([*words, f"seed{seed}", source.commit[:7], digest[:8]])
+    digest = hashlib.sha256(json.dumps(settings).encode() + named_files(overrides, source)).hexdigest()
+    name = slug([*words, f"seed{seed}", source.code[:7], digest[:8]])
     return Run(name, label, seed, settings)
+
+
+def named_files(overrides: Iterable[str], source: Source) -> bytes:
+    """Read the user's CSV and the tuned values that overrides name; edited ones make other runs."""
+    values = dict(item.partition("=")[::2] for item in overrides)
+    csv, tuned = values.get("data.csv", "").strip("\"'"), values.get("tuned", "")
+    paths = [user_path(csv), source.project / TUNED / f"{tuned}.yaml"]
+    return b"\0".join(path.read_bytes() for path in paths if path.is_file())
 
 
 def words_of(overrides: Iterable[str]) -> list[str]:
@@ -192,7 +204,8 @@ def chosen(wanted: str | None, labels: Iterable[str], study: str) -> list[str]:
         If the study has no such label.
     """
     labels = list(labels)
-    found = {name: [name] if name in labels else fnmatch.filter(labels, name) for name in (wanted or "*").split(",")}
+    names = [wanted] if wanted in labels else (wanted or "*").split(",")  # a label may hold a comma
+    found = {name: [name] if name in labels else fnmatch.filter(labels, name) for name in names}
     if unknown := [pattern for pattern, names in found.items() if not names]:
         raise UserError(f"--labels {', '.join(unknown)}: {study} has {', '.join(labels)}")
     return list(dict.fromkeys(name for names in found.values() for name in names))

@@ -28,7 +28,16 @@ from submitit.helpers import DelayedSubmission
 from structalign import paths
 from structalign.experiments.results import Experiments
 from structalign.experiments.run import Experiment, Job, Workspace, note
-from structalign.experiments.study import SHARED_STAGES, Run, composed, make_run, read_yaml, value_of, words_of
+from structalign.experiments.study import (
+    SHARED_STAGES,
+    Run,
+    composed,
+    make_run,
+    named_files,
+    read_yaml,
+    value_of,
+    words_of,
+)
 from structalign.util.errors import UserError
 
 SPACES = Path("conf/tune")
@@ -159,6 +168,8 @@ class Tuning:
     name : str
         Optuna's name for it; it changes with all that decides what a trial measures.
     label : str
+    data : str
+        Name of the data set.
     overrides : tuple of str
         Of every trial.
     space : dict of str to distribution
@@ -177,6 +188,7 @@ class Tuning:
     workspace: Workspace
     name: str
     label: str
+    data: str
     overrides: tuple[str, ...]
     space: dict[str, BaseDistribution]
     untuned: dict[str, Any]
@@ -207,7 +219,13 @@ class Tuning:
         settings = (*overrides, *searched.overrides, *searched.labels[label])
         run = make_run(["tune", label], label, seeds[0], settings, workspace.source)
         parameters = composed([run])[run.name]
-        if objective.startswith(VALIDATION) and not value_of(parameters, "split.validation"):
+        select = value_of(parameters, "train.select")
+        if not objective.startswith(VALIDATION) or select == "best_on_test":
+            raise UserError(
+                f"{label}: --objective {objective} with train.select={select} would tune on test videos; "
+                "objectives start with val_, and train.select is last or best_on_val"
+            )
+        if not value_of(parameters, "split.validation"):
             raise UserError(
                 f"{label}: --objective {objective} needs validation videos, and split.validation = 0; "
                 "`-S split.validation=20` sets 20 of each category aside"
@@ -218,11 +236,12 @@ class Tuning:
             for key, domain in searched.spaces[label].items()
         }
         decides = repr(
-            (settings, sorted(map(repr, space.items())), tuple(seeds), objective, quick, workspace.source.commit)
+            (settings, sorted(map(repr, space.items())), tuple(seeds), objective, quick, workspace.source.code)
         )
-        digest = hashlib.sha256(decides.encode() + workspace.source.patch).hexdigest()
+        digest = hashlib.sha256(decides.encode() + named_files(settings, workspace.source)).hexdigest()
         name = f"{searched.name}-{label}-{digest[:8]}"
-        return cls(workspace, name, label, settings, space, untuned, tuple(seeds), objective, journal, quick)
+        data = value_of(parameters, "data.name")
+        return cls(workspace, name, label, data, settings, space, untuned, tuple(seeds), objective, journal, quick)
 
     @property
     def result(self) -> str:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from structalign.cli.show import NAMED, changes, experiments_table, of_study, parameters
 
-VALUES = {"about": "x", "tasks": {"01": {"id": 1}}, "last": "01", "K": 5, "variant": "method"}
+VALUES = {"about": "x", "tasks": {"01": {"id": 1}}, "last": "01", "annotations": "x", "K": 5, "variant": "method"}
 VALUES |= {"data": {"name": "creatures", "shots": 1}, "loss": {"etf": {"weight": 0.1}}, "train": {"select": "last"}}
 KEYS = ["K", "variant", "data.name", "data.shots", "loss.etf.weight", "train.select"]
 BASE = {"Experiment": "", "rev": "main", "typ": "baseline", "r1": "1.5", "K": "5", "variant": "method"}

@@ -35,6 +35,18 @@ def test_every_data_set_composes_under_its_own_name(tmp_path: Path, data: str) -
     assert composed(tmp_path, f"data={data}").data.name == data
 
 
+def test_tuned_values_of_other_data_are_refused(tmp_path: Path) -> None:
+    assert composed(tmp_path, "tuned=structalign").tuned_on == "creatures"
+    with pytest.raises(UserError, match=r"tuned_on = 'creatures': .* than 'msrvtt'; `structalign tune --data"):
+        composed(tmp_path, "tuned=structalign", "data=msrvtt")
+    assert composed(tmp_path, "tuned=structalign", "data=msrvtt", "tuned_on=null").tuned_on is None
+
+
+def test_a_device_without_a_pair_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.devices = 8: exceeds train\.batch_size = 4"):
+        composed(tmp_path, "train.devices=8", "train.batch_size=4")
+
+
 def test_released_variant_sets_every_choice_of_the_released_code(tmp_path: Path) -> None:
     choices = {
         "variant": "released",

@@ -37,6 +37,7 @@ def test_time_limits_are_read_as_slurm_writes_them(text: str, minutes: int) -> N
     [
         (("--executor", "cloud"), "--executor cloud: must be local or slurm"),
         (("--jobs", "0"), "--jobs 0: must be at least 1"),
+        (("--gpus", "-1"), "--gpus -1: must be 0 or more"),
         (("--time", "soon"), "--time soon: must be minutes or"),
         (("--time", "12:30"), "--time 12:30: must be minutes or"),
         (("--sbatch", "account"), "--sbatch account: must be KEY=VALUE"),

@@ -86,8 +86,20 @@ def test_code_decides_the_name_of_a_run_and_notes_do_not(project: Path, path: st
     assert (make_run(["s", "a"], "a", 0, [], Source.of(project)).name != before) == other
 
 
+def test_a_commit_of_the_same_code_renames_no_run(project: Path) -> None:
+    (project / "structalign/model.py").write_text("x = 1\n")
+    (project / "conf/tuned").mkdir()
+    (project / "conf/tuned/lwf.yaml").write_text("train: {}\n")
+    (project / "notes.txt").write_text("more\n")
+    before = make_run(["s", "a"], "a", 0, ["tuned=lwf"], Source.of(project)).name
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message", "more")
+    (project / "conf/tuned/finetune.yaml").write_text("train: {}\n")
+    assert make_run(["s", "a"], "a", 0, ["tuned=lwf"], Source.of(project)).name == before
+
+
 def test_overrides_decide_the_name_of_a_run() -> None:
-    source = Source(Path(), "abcdef0123", b"")
+    source = Source(Path(), "0" * 40, b"", "abcdef0123")
     labels = {"vr_lwf": ["method=vr_lwf"], "vr lwf": ["method=vr_lwf", "K=2"]}
     commons = (
         ["data=creatures"],
@@ -103,7 +115,7 @@ def test_overrides_decide_the_name_of_a_run() -> None:
 
 def test_runs_of_a_study_have_one_thread_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    source = Source(Path(), "abcdef0123", b"")
+    source = Source(Path(), "0" * 40, b"", "abcdef0123")
     made = [make_run(["s", "a"], "a", 0, overrides, source) for overrides in ([], ["data=msrvtt"], ["threads=4"])]
     assert [parameters["threads"] for parameters in composed(made).values()] == [1, 1, 4]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from structalign.experiments.study import chosen, output_name, seeds_of
+from structalign.experiments.source import Source
+from structalign.experiments.study import chosen, make_run, output_name, seeds_of
 from structalign.util.errors import UserError
 
 
@@ -12,6 +15,24 @@ def test_a_comparison_is_named_by_its_data_and_a_hash_of_the_rest() -> None:
     assert output_name("methods", ["data=msrvtt", "K=20"]) == "methods-msrvtt-20"
     names = {output_name("methods", ["data=actnet", f"data.videos=/{folder}/videos"]) for folder in "ab"}
     assert len(names) == 2
+
+
+def test_an_edited_file_that_overrides_name_makes_another_run(tmp_path: Path) -> None:
+    table, tuned = tmp_path / "my clips.csv", tmp_path / "conf/tuned/mine.yaml"
+    tuned.parent.mkdir(parents=True)
+
+    def names() -> list[str]:
+        source = Source(tmp_path, "0" * 40, b"", "0" * 64)
+        overrides = (["data=local", f'data.csv="{table}"'], ["tuned=mine"], ["K=2"])
+        return [make_run(["study"], "label", 0, some, source).name for some in overrides]
+
+    table.write_text("one caption")
+    tuned.write_text("train: {lr_first: 1.0e-3}")
+    first = names()
+    assert names() == first
+    table.write_text("a better caption")
+    tuned.write_text("train: {lr_first: 2.0e-3}")
+    assert [one == other for one, other in zip(first, names(), strict=True)] == [False, False, True]
 
 
 def test_seeds_that_are_no_numbers_are_refused() -> None:
@@ -24,6 +45,7 @@ def test_part_of_a_study_can_run() -> None:
     assert chosen(None, ["full", "finetune"], "ablation") == ["full", "finetune"]
     assert chosen("finetune", ["full", "finetune"], "ablation") == ["finetune"]
     assert chosen("finetune,f*", ["full", "finetune", "lwf"], "ablation") == ["finetune", "full"]
+    assert chosen("tail, both", ["tail", "tail, both"], "ablation") == ["tail, both"]
     assert chosen("why?", ["why?", "whys"], "ablation") == ["why?"]
     with pytest.raises(UserError, match=r"--labels ful, x\*: ablation has full, finetune"):
         chosen("ful,finetune,x*", ["full", "finetune"], "ablation")

@@ -171,12 +171,12 @@ def test_the_search_spaces_that_ship_can_be_read(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workspace:
     monkeypatch.chdir(ROOT)
-    return Workspace(Source(ROOT, "0" * 40, b""), tmp_path, tmp_path)
+    return Workspace(Source(ROOT, "0" * 40, b"", "0" * 64), tmp_path, tmp_path)
 
 
-def set_up(workspace: Workspace, label: str, *overrides: str) -> Tuning:
+def set_up(workspace: Workspace, label: str, *overrides: str, objective: str = "val_r1") -> Tuning:
     return Tuning.of(
-        read_space("methods"), label, overrides, [100], "val_r1", workspace, workspace.scratch / "journal"
+        read_space("methods"), label, overrides, [100], objective, workspace, workspace.scratch / "journal"
     )
 
 
@@ -214,6 +214,12 @@ def test_what_is_found_is_named_after_data_and_tasks(workspace: Workspace) -> No
 def test_no_validation_videos_are_refused_before_anything_runs(workspace: Workspace) -> None:
     with pytest.raises(UserError, match=r"^structalign: --objective val_r1 needs validation videos"):
         set_up(workspace, "structalign", "data=msrvtt")
+
+
+@pytest.mark.parametrize(("objective", "override"), [("r1", "K=5"), ("val_r1", "train.select=best_on_test")])
+def test_test_videos_are_no_objective(workspace: Workspace, objective: str, override: str) -> None:
+    with pytest.raises(UserError, match=rf"^structalign: --objective {objective} .* would tune on test videos"):
+        set_up(workspace, "structalign", "split.validation=20", override, objective=objective)
 
 
 @pytest.mark.parametrize("value", [0.0, -1, True, "auto", {}])

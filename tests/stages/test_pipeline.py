@@ -188,6 +188,28 @@ def test_k_that_does_not_divide_the_categories_is_one_clear_line(project: Projec
         project.run("dvc", "checkout")
 
 
+def test_an_edited_csv_makes_the_download_run_again(project: Project, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.mp4").write_bytes(name.encode())
+    table = tmp_path / "my clips.csv"
+    train = ["one.mp4,,,a,first,train", "one.mp4,,,a,first again,train"]
+    rows = ["video,start,end,category,caption,split", *train, "two.mp4,,,a,second,test"]
+    mine = ["data=local", f'data.csv="{table}"', f'data.videos="{tmp_path}"', "K=1", "split.shots=1"]
+    lock = project.folder / "dvc.lock"
+    before = lock.read_text()
+    project.run(sys.executable, "-m", "structalign", "params", *mine)
+    try:
+        for last in ("second", "another caption"):
+            table.write_text("\n".join([*rows[:-1], rows[-1].replace("second", last)]) + "\n")
+            assert project.ran(project.run("dvc", "repro", "download")) == {"download"}
+            assert last in (project.folder / "data/raw/local/manifest.jsonl").read_text()
+        assert project.ran(project.run("dvc", "repro", "download")) == set()
+    finally:
+        project.run(sys.executable, "-m", "structalign", "params", "K=2", *TINY)
+        lock.write_text(before)
+    assert project.ran(project.run("dvc", "repro")) == set()
+
+
 def test_a_study_runs_in_clones_and_names_what_failed(project: Project) -> None:
     # As in a fresh clone: dvc.lock names data that this cache has never seen.
     lock = project.folder / "dvc.lock"
