@@ -25,6 +25,8 @@ def main(config: Config) -> None:
         write_manifest(clips, folder / MANIFEST)
         check_clips(config, clips)
     sides = [clip.split for clip in clips]
+    if "val" in sides and not config.split.validation:
+        log.warning(f"{sides.count('val')} validation clips are not used: split.validation = 0")
     categories = len({clip.category for clip in clips})
     log.info(
         f"{config.data.name}: {sides.count('train')} training, {sides.count('val')} validation and "

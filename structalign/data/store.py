@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,11 @@ class FrameStore:
     def ids(self) -> list[str]:
         """Clips in the store."""
         return list(self._clips)
+
+    def decoded_bytes(self, clips: Iterable[str]) -> int:
+        """Memory that the decoded frames of clips take."""
+        entries = (self._clips[clip] for clip in clips if clip in self._clips)
+        return sum(3 * entry.frames * entry.height * entry.width for entry in entries)
 
     def read(self, clip: str) -> np.ndarray:
         """Decode a clip's frames: uint8 (N, H, W, 3).

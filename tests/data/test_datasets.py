@@ -247,6 +247,8 @@ def test_msrvtt_validation_videos_are_none_of_the_published_ones(here: Path) -> 
     for task in tasks:
         names = {category.id: category.name for category in task.categories}
         assert all(names[sample.category] == drawn[sample.clip].category for sample in task.validation)
+    stages.download.main(config_for(msrvtt_data(here, archive=videos), split={"validation": 1}, seed=7))
+    assert drawn == {clip.id: clip for clip in read_manifest("data/raw/msrvtt/manifest.jsonl") if clip.split == "val"}
     with pytest.raises(UserError, match=r"split\.validation = 3: category 'gaming' has 1 videos beyond"):
         stages.download.main(config_for(msrvtt_data(here, archive=videos), split={"validation": 3}))
 
@@ -276,6 +278,9 @@ def test_actnet_validation_videos_are_none_of_the_published_ones(here: Path) -> 
     for clip in clips:
         index = int(clip.id[2])
         assert (clip.category, clip.start, clip.captions) == (labels[index], float(index), (f"spare {index}",))
+    (here / "labels.json").write_text(json.dumps({"database": {"1x": database["1x"]}}))
+    with pytest.raises(UserError, match="category 'BMX' has 0 videos beyond the published split"):
+        stages.download.main(config_for(data, split={"validation": 1}))
 
 
 @pytest.mark.usefixtures("small")

@@ -20,12 +20,12 @@ GIVEN = {"clips.csv", "videos/a.mp4", "videos/b.mp4", "videos/sub/c.mkv"}
 pytestmark = pytest.mark.usefixtures("here")
 
 
-def download(content: str | bytes = HEADER + ROW, **changes: Any) -> list[Clip]:
+def download(content: str | bytes = HEADER + ROW, shots: int = 16, **changes: Any) -> list[Clip]:
     """Run the stage on a table in the working folder; `changes` are parameters of the data set."""
     Path("clips.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     videos = str(folder_of(Path.cwd()))
     data = {"name": "local", "protocol": "fewshot", "csv": "clips.csv", "videos": videos, **changes}
-    stages.download.main(config_for(data, num_tasks=1))
+    stages.download.main(config_for(data, num_tasks=1, split={"shots": shots}))
     return read_manifest("data/raw/local/manifest.jsonl")
 
 
@@ -109,6 +109,23 @@ def test_quotes_commas_and_any_order_of_columns(newline: str, encoding: str) -> 
     table = ' split , video,category,start,caption,end\ntrain,a.mp4,"a, b",,"he says ""hé, süß 🍕 日本""",\n\n'
     clips = read(table.replace("\n", newline).encode(encoding))
     assert clips == [Clip("a", "a.mp4", None, None, "a, b", "train", ('he says "hé, süß 🍕 日本"',), clips[0].origin)]
+
+
+def test_a_segment_from_the_start_has_two_spellings() -> None:
+    clips = read((HEADER + "a.mp4,,5,c,one,train\na.mp4,0,5,c,two,train\n").encode())
+    assert [(clip.id, clip.captions) for clip in clips] == [("a_0-5", ("one", "two"))]
+
+
+def test_clips_whose_names_would_be_the_same_are_told_apart() -> None:
+    clips = read((HEADER + "a.mp4,0,5,c,one,train\na_0-5.mp4,,,c,two,train\n").encode())
+    assert len({clip.id for clip in clips}) == 2
+    assert all(clip.id.startswith("a_0-5_") for clip in clips)
+
+
+def test_validation_clips_that_nothing_uses_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    rows = ["a.mp4,,,c,one,train", "a.mp4,,,c,two,train", "b.mp4,,,c,three,test", "sub/c.mkv,,,c,four,val"]
+    download(HEADER + "\n".join(rows), shots=1)
+    assert "1 validation clips are not used: split.validation = 0" in caplog.text
 
 
 def test_long_captions_stay_whole_and_repeated_rows_count_once() -> None:

@@ -12,13 +12,13 @@ from structalign.config.schema import Config
 from tests.helpers.params import params
 
 
-def config_for(data: dict[str, Any], num_tasks: int = 2, **sections: dict[str, Any]) -> Config:
+def config_for(data: dict[str, Any], num_tasks: int = 2, seed: int = 0, **sections: dict[str, Any]) -> Config:
     values = params()
     names = [f"{task:02d}" for task in range(num_tasks + 1)]
     values["split"]["validation"] = 0  # unlike the built-in data, most have none of their own
     if data["protocol"] == "published":
         values["split"]["order"] = "given"
-    values |= {"K": num_tasks, "data": data, "last": names[-1]}
+    values |= {"K": num_tasks, "seed": seed, "data": data, "last": names[-1]}
     values["tasks"] = {names[task]: {"id": task, "previous": names[task - 1]} for task in range(1, num_tasks + 1)}
     for name, changes in sections.items():
         values[name] |= changes
@@ -93,6 +93,7 @@ def msrvtt_data(folder: Path, **changes: Any) -> dict[str, Any]:
     return {
         "name": "msrvtt",
         "protocol": "published",
+        "validation_seed": 0,
         "archive": source(folder / "MSRVTT.zip" if "archive" not in changes else changes.pop("archive")),
         "annotations": None,
         "splits": write_splits(folder, [0, 1, 2, 3]),
@@ -123,6 +124,7 @@ def actnet_data(folder: Path, **changes: Any) -> dict[str, Any]:
     return {
         "name": "actnet",
         "protocol": "published",
+        "validation_seed": 0,
         "videos": str(videos),
         "splits": write_splits(folder, ["Tango", "Polo", "Sumo", "BMX"], "v_"),
         "train_captions": source(folder / "train.json"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from structalign.config.schema import Config
-from structalign.config.section import DataSection, Source
+from structalign.config.section import Count, DataSection, Source
 from structalign.data.clips import Clip
 from structalign.data.datasets.common import (
     by_id,
@@ -32,6 +32,8 @@ class DataConfig(DataSection):
     """published: the split file of the benchmark. fewshot: a seeded draw."""
     videos: str | None
     """Folder of the ActivityNet videos on this machine."""
+    validation_seed: Count
+    """Seed of the draw of validation videos; one for all runs, so that these share their frames."""
     splits: dict[int, Source]
     """Published split file for each K it was published for."""
     train_captions: Source
@@ -81,7 +83,8 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     if config.split.validation:
         annotations["val"], segments["val"] = _validation_segments(data)
         spare = _spare(data, segments["val"], placed)
-        placed |= draw_validation(spare, config.split.validation, config.seed)
+        categories = [category for _, category in placed.values()]
+        placed |= draw_validation(spare, categories, config.split.validation, data.validation_seed)
     clips = []
     for video, (side, category) in placed.items():
         if video not in segments[side]:

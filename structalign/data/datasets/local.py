@@ -186,7 +186,8 @@ def _key(row: dict[str, str], where: str) -> Key:
     check_relative(row["video"], where)
     # "./a.mp4" and "a.mp4" are one video.
     row["video"] = str(PurePosixPath(row["video"]))
-    return row["video"], _seconds(row["start"], "start", where), _seconds(row["end"], "end", where)
+    start, end = _seconds(row["start"], "start", where), _seconds(row["end"], "end", where)
+    return row["video"], 0.0 if start is None and end is not None else start, end
 
 
 def _seconds(text: str, column: str, where: str) -> float | None:
@@ -213,10 +214,16 @@ def _names(keys: list[Key]) -> dict[Key, str]:
         name = plain[video]
         if count[name.lower()] > 1 or len(name) > 64 or not re.match(r"[A-Za-z0-9_]", name):
             # Alike once written in these characters, or no good as a name: told apart by a piece of checksum.
-            name = f"{name[:64].lstrip('.-')}_{hashlib.sha256(video.encode()).hexdigest()[:8]}"
+            name = _marked(name[:64].lstrip(".-"), video)
         whole = start is None and end is None
         names[key] = name if whole else f"{name}_{_seconds_name(start or 0.0)}-{_seconds_name(end)}"
-    return names
+    same = Counter(name.lower() for name in names.values())  # such as a_0-5.mp4, and a.mp4 from 0 to 5
+    return {key: _marked(name, key[0]) if same[name.lower()] > 1 else name for key, name in names.items()}
+
+
+def _marked(name: str, video: str) -> str:
+    """Tell a name from others by a piece of checksum."""
+    return f"{name}_{hashlib.sha256(video.encode()).hexdigest()[:8]}"
 
 
 def _seconds_name(seconds: float | None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from structalign.config.schema import Config
-from structalign.config.section import DataSection, Source
+from structalign.config.section import Count, DataSection, Source
 from structalign.data.archive import members, read_member
 from structalign.data.clips import Clip, is_readable
 from structalign.data.datasets.common import (
@@ -64,6 +64,8 @@ class DataConfig(DataSection):
     """The videos: the zip archive that the benchmark names, or a local folder or zip archive."""
     annotations: Source | None
     """MSR-VTT's own annotation file; null takes it from the archive. The archive's also serves if a URL fails."""
+    validation_seed: Count
+    """Seed of the draw of validation videos; one for all runs, so that these share their frames."""
     splits: dict[int, Source]
     """Published split file for each K it was published for."""
     test_captions: Source
@@ -124,7 +126,8 @@ def prepare(config: Config, target: Path) -> list[Clip]:
     if data.protocol == "published":
         placed = {video: (side, category_name(number)) for video, (side, number) in published.items()}
         if config.split.validation:
-            placed |= draw_validation(_spare(annotations, placed), config.split.validation, config.seed)
+            spare, categories = _spare(annotations, placed), [category for _, category in placed.values()]
+            placed |= draw_validation(spare, categories, config.split.validation, data.validation_seed)
     else:
         placed = annotations.placed
     if not placed:
@@ -280,7 +283,7 @@ class _Videos:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.members = {} if path.is_dir() else members(path)
-        self.names = list(self.members) or list_files(path)
+        self.names = list_files(path) if path.is_dir() else list(self.members)
 
     def annotations(self) -> Annotations:
         """Find the annotation file among the JSON files, by what they hold; one with categories is preferred."""

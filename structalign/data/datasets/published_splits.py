@@ -10,7 +10,7 @@ import pickle
 import pickletools
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,13 +203,17 @@ def read_benchmark(paths: dict[int, Path], name: str) -> dict[str, tuple[str, st
     return first
 
 
-def draw_validation(spare: dict[str, str], count: int, seed: int) -> dict[str, tuple[str, str]]:
+def draw_validation(
+    spare: dict[str, str], categories: Iterable[str], count: int, seed: int
+) -> dict[str, tuple[str, str]]:
     """Draw videos that the published split leaves out, as validation videos.
 
     Parameters
     ----------
     spare : dict of str to str
         Category of each video that may be drawn.
+    categories : iterable of str
+        All categories of the published split.
     count : int
         Videos per category.
     seed : int
@@ -229,7 +233,8 @@ def draw_validation(spare: dict[str, str], count: int, seed: int) -> dict[str, t
         by_category[category].append(video)
     drawn: dict[str, tuple[str, str]] = {}
     random = np.random.default_rng(seed)
-    for category, videos in sorted(by_category.items()):
+    for category in sorted(set(categories)):
+        videos = by_category[category]
         if len(videos) < count:
             raise UserError(
                 f"split.validation = {count}: category {category!r} has {len(videos)} videos beyond the published "
