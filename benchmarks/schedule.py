@@ -14,6 +14,7 @@ of the loss, class statistics, encoding of 2,990 test videos, and ranking for al
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 import time
@@ -68,6 +69,10 @@ class RandomFrames:
 
     def __init__(self, frames: int, size: int) -> None:
         self.shape = (frames, size, size * 4 // 3, 3)
+
+    def decoded_bytes(self, clips: list[str]) -> int:
+        """Memory of the frames of clips."""
+        return len(clips) * math.prod(self.shape)
 
     def read(self, clip: str) -> np.ndarray:
         """Frames (N, H, W, 3) of a clip."""

@@ -69,7 +69,7 @@ def loss_curve(task: int) -> Path:
 
 
 def cost(task: int) -> Path:
-    """Time and memory of a task's training."""
+    """Steps and trained parameters of a task's training, and what identifies it."""
     return METRICS / f"cost/task-{task:02d}.json"
 
 

@@ -87,8 +87,3 @@ def recall_within_task(ranking: Ranking, task: int) -> dict[str, float]:
     columns = (ranking.video_task == task).nonzero().squeeze(1)
     scores = ranking.scores[rows[:, None], columns]  # [q,v]
     return metrics.recall(scores, ranking.target[rows] - columns[0])
-
-
-def video_to_text(ranking: Ranking) -> dict[str, float]:
-    """Recall of all seen videos as queries against all captions, in percent; the best-ranked caption counts."""
-    return metrics.video_to_text_recall(ranking.video_scores, ranking.target)

@@ -198,7 +198,7 @@ METRICS: tuple[Metric, ...] = (
         ideal=100,
         range="0 to 100",
         meaning="R@1 of the validation queries of all seen tasks against galleries of validation videos alone, which "
-        "are smaller than those of the test videos. Parameters and epochs are to be chosen by it.",
+        "are smaller than those of the test videos. Choose parameters and epochs by it.",
         compute=lambda measured: measured.val_r1,
     ),
     Metric(

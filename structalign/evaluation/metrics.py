@@ -17,7 +17,6 @@ __all__ = [
     "recall",
     "recall_from_ranks",
     "video_to_text_ranks",
-    "video_to_text_recall",
 ]
 
 CUTOFFS = (1, 5, 10)
@@ -125,8 +124,3 @@ def video_to_text_ranks(similarity: Tensor, target: Tensor) -> Tensor:
         best = columns.masked_fill(~own, -torch.inf).amax(dim=0)  # [v]
         rank.append(1 + ((columns >= best) & ~own).sum(dim=0))
     return torch.cat(rank)
-
-
-def video_to_text_recall(similarity: Tensor, target: Tensor) -> dict[str, float]:
-    """Recall with videos as queries: `video_to_text_ranks`, then `recall_from_ranks`."""
-    return recall_from_ranks(video_to_text_ranks(similarity, target))

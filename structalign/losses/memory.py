@@ -52,10 +52,6 @@ def class_statistics(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, 
     return classes, means.to(features.dtype), radii.to(features.dtype)
 
 
-def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(*shape, dtype=dtype)
-
-
 @dataclass
 class PrototypeMemory:
     """What is remembered of the classes of earlier tasks; global category ids throughout.
@@ -69,12 +65,12 @@ class PrototypeMemory:
     text_radii, video_radii : Tensor, shape (C,)
     """
 
-    classes: Tensor = field(default_factory=lambda: _empty(0, dtype=torch.long))
-    counts: Tensor = field(default_factory=lambda: _empty(0))
-    text_means: Tensor = field(default_factory=lambda: _empty(0, 0))
-    text_radii: Tensor = field(default_factory=lambda: _empty(0))
-    video_means: Tensor = field(default_factory=lambda: _empty(0, 0))
-    video_radii: Tensor = field(default_factory=lambda: _empty(0))
+    classes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    counts: Tensor = field(default_factory=lambda: torch.empty(0))
+    text_means: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    text_radii: Tensor = field(default_factory=lambda: torch.empty(0))
+    video_means: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    video_radii: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __len__(self) -> int:
         return len(self.classes)

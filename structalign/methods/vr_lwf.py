@@ -5,16 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from structalign.methods.base import Batch, DistillationMethod, Teacher
+from structalign.methods.base import Batch, DistillationMethod
 from structalign.util.distributed import to_device
 
 
 class VrLwF(DistillationMethod):
     """LwF whose distillation texts are random token sequences, as long as the batch's captions."""
-
-    def teacher_kind(self, task: int) -> Teacher | None:
-        """The previous model teaches from task 2 on."""
-        return "previous" if task > 1 and self.config.loss.distill_weight > 0 else None
 
     def start_epoch(self, generator: torch.Generator) -> None:
         """Random texts of this epoch come from this generator."""

@@ -1,4 +1,4 @@
-"""The same CLIP with less work: what an image's feature does not depend on is left out, and QuickGELU is fused.
+"""The same CLIP with less work: it skips what an image's feature does not depend on, and fuses QuickGELU.
 
 Names of weights stay, and features change by rounding alone. benchmarks/step counts what each saves.
 """

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from structalign.losses.similarity import full_precision
+
 
 class TextPooling(nn.Module):
     """One head of cross-attention from a text to a video's frames, and a residual linear map.
@@ -48,8 +50,11 @@ class TextPooling(nn.Module):
 
     def cosines(self, text: Tensor, frames: Tensor, keep: Tensor | None = None) -> Tensor:
         """Cosines (V, T) of texts (T, D) with what each makes of videos (V, N, D); `keep` as in `forward`."""
-        pooled = normalize(self(text, frames, keep), dim=-1)  # [V,T,D]
-        return torch.einsum("vtd,td->vt", pooled, normalize(text, dim=-1))
+        pooled = self(text, frames, keep)  # [V,T,D]
+        with full_precision(text.device):
+            dtype = torch.promote_types(text.dtype, torch.float32)
+            pooled, text = normalize(pooled.to(dtype), dim=-1), normalize(text.to(dtype), dim=-1)
+            return torch.einsum("vtd,td->vt", pooled, text)
 
 
 def _identity(width: int) -> nn.Linear:

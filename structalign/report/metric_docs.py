@@ -36,8 +36,8 @@ _SECTIONS: tuple[tuple[str, str, Sequence[Metric]], ...] = (
     (
         "Cost",
         "Trained parameters stand in `metrics/summary.json`. Seconds and memory differ from run to run, so they lie "
-        "in `.cache/cost`, outside of everything that DVC or git tracks; `structalign show` and "
-        "`structalign compare` print them on the machine that trained.",
+        "in `.cache/cost`, outside of everything that DVC or git tracks; on the machine that trained, "
+        "`structalign show` prints seconds, and `structalign compare` both.",
         COST,
     ),
 )

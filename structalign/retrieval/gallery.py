@@ -22,7 +22,7 @@ from structalign.data.tasks import Sample
 from structalign.retrieval.index import FaissIndex
 from structalign.util.checkpoint import load_tensors, save_tensors
 from structalign.util.errors import UserError
-from structalign.util.files import REPAIR_ADVICE, atomic_write_json, fresh_dir
+from structalign.util.files import REPAIR_ADVICE, atomic_write_json, fresh_dir, read_json
 
 INDEX = "tasks.json"
 
@@ -118,19 +118,12 @@ def load_galleries(folder: Path, side: Side = "test") -> list[TaskGallery]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such gallery; `dvc repro` makes it")
-    return [_load(folder / f"{_STEMS[side]}-{task:02d}.json") for task in _read_index(folder)]
+    return [_load(folder / f"{_STEMS[side]}-{task:02d}.json") for task in read_json(folder / INDEX)]
 
 
 def save_index(folder: Path, num_tasks: int) -> None:
     """List the tasks that a folder holds galleries of: 1..num_tasks, or none before the first task."""
     atomic_write_json(folder / INDEX, list(range(1, num_tasks + 1)))
-
-
-def _read_index(folder: Path) -> list[int]:
-    try:
-        return json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / INDEX}: damaged gallery ({error}); {REPAIR_ADVICE}") from None
 
 
 def _load(path: Path) -> TaskGallery:

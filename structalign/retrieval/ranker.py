@@ -27,6 +27,7 @@ from structalign.model.retriever import Retriever
 from structalign.retrieval.encode import QUERY_BATCH, token_batches
 from structalign.retrieval.gallery import TaskGallery
 from structalign.retrieval.index import FlatIndex, GlobalIndex, frame_chunks, spread
+from structalign.util.log import progress_bar
 from structalign.util.machine import read_at_random
 
 SAMPLE = 512
@@ -171,10 +172,12 @@ class Ranker:
         """Yield the scores of all queries on the CPU, a block of rows (q,) at a time."""
         self.retriever.eval()
         rows = min(_RERANK_BATCH if self.two_stages else QUERY_BATCH, _BLOCK // max(1, self.size))
-        for places, tokens in token_batches(self.retriever, queries, max(1, rows)):
-            with torch.inference_mode():
-                block = self._score_block(self._encode(tokens), len(tokens))
-            yield places, block.cpu()
+        with progress_bar(len(queries), "rank", "query") as bar:
+            for places, tokens in token_batches(self.retriever, queries, max(1, rows)):
+                with torch.inference_mode():
+                    block = self._score_block(self._encode(tokens), len(tokens))
+                yield places, block.cpu()
+                bar.update(len(places))
 
     def _encode(self, tokens: Tensor) -> Iterator[_Texts]:
         """Encode queries for each gallery; only once if the encoder does not depend on the task."""

@@ -1,6 +1,6 @@
 """From stored frames and captions to batches.
 
-A task's training videos are few (32 to 320), so their decoded frames stay in memory as bytes.
+A task's training videos are few (32 to 320, in joint training up to 3,200), so their decoded frames stay in memory.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from structalign.model.clip import cut_padding
 from structalign.model.retriever import Retriever
 from structalign.training.views import augment, center_crop, draw_augmentation
 from structalign.util import distributed
+from structalign.util.errors import UserError
 from structalign.util.log import progress
 from structalign.util.workers import in_order
 
@@ -77,6 +79,16 @@ def _draw(items: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([*rounds, items[:0]])[:count]
 
 
+def _check_memory(needed: int) -> None:
+    """Refuse frames that the machine has no memory for, before hours of training end in the out-of-memory killer."""
+    ranks, free = distributed.local_world_size(), psutil.virtual_memory().available
+    if needed * ranks > free:
+        raise UserError(
+            f"the task's frames take {needed / 1e9:.1f} GB of memory in each of {ranks} processes, and "
+            f"{free / 1e9:.1f} GB are free: lower train.devices, frames.short_side or frames.num_frames"
+        )
+
+
 class TrainingSet:
     """A task's training videos and captions, in memory.
 
@@ -93,7 +105,9 @@ class TrainingSet:
     def __init__(self, samples: list[Sample], store: FrameStore, retriever: Retriever, workers: int) -> None:
         self.samples = samples
         self.size = retriever.image_size
-        clips = load_clips(store, [sample.clip for sample in samples], workers)
+        names = [sample.clip for sample in samples]
+        _check_memory(store.decoded_bytes(names))
+        clips = load_clips(store, names, workers)
         self.frames = list(progress(clips, len(samples), "load", "video"))
         pairs = [(video, caption) for video, sample in enumerate(samples) for caption in sample.captions]
         self.video = torch.tensor([video for video, _ in pairs])  # [P]

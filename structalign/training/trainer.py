@@ -71,6 +71,10 @@ def _has_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+SLOW_SAVE, SAVE_SHARE = 1.0, 0.05
+"""Once noting how far it got takes a training more seconds than the first, it may take that share of the time."""
+
+
 class Trainer:
     """Trains a method on one task.
 
@@ -100,7 +104,7 @@ class Trainer:
         resume: ResumeFile | None = None,
     ) -> None:
         self.method, self.data, self.config, self.task = method, data, config, task
-        self.validate, self.resume = validate, resume
+        self.validate, self.resume, self.next_save = validate, resume, 0.0
         self.settings: TrainConfig = config.train
         self.device = next(method.retriever.parameters()).device
         groups = method.parameter_groups()
@@ -170,7 +174,8 @@ class Trainer:
 
     def _save(self, epoch: int, rows: LossCurve, best: _BestEpoch, seconds: float) -> None:
         """Note everything that the rest of the training depends on; random states follow from the epoch."""
-        if self.resume is None or epoch == self.epochs or distributed.rank() > 0:
+        start = time.perf_counter()
+        if self.resume is None or epoch == self.epochs or distributed.rank() > 0 or start < self.next_save:
             return
         state = {
             "epoch": epoch,
@@ -183,6 +188,9 @@ class Trainer:
             "best": best.state(),
         }
         self.resume.save(state)
+        took = time.perf_counter() - start
+        # Gigabytes on a shared file system can take longer than an epoch.
+        self.next_save = start + took / SAVE_SHARE if took > SLOW_SAVE else 0.0
 
     @torch.no_grad()
     def _restore(self, rows: LossCurve, best: _BestEpoch) -> tuple[int, float]:

@@ -93,7 +93,7 @@ def _cut(frames: Tensor, view: View, size: int) -> Tensor:
 
 
 def augment_on_gpu(videos: Sequence[Tensor], views: Sequence[View], size: int) -> Tensor:
-    """What `augment` gives, as two matrix products for all videos of one size.
+    """Do `augment` as two matrix products for all videos of one size.
 
     A GPU would otherwise launch a dozen kernels for each video.
     """

@@ -96,13 +96,13 @@ def test_videos_find_the_best_of_their_captions(data: st.DataObject, queries: in
     target = data.draw(st.lists(st.integers(0, videos - 1), min_size=queries, max_size=queries))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(metrics, "_BLOCK", 2)
-        ours = metrics.video_to_text_recall(torch.from_numpy(scores), torch.tensor(target))
-    assert ours == metrics.recall_from_ranks(torch.tensor(plain_video_to_text(scores.tolist(), target)))
+        ours = metrics.video_to_text_ranks(torch.from_numpy(scores), torch.tensor(target))
+    assert ours.tolist() == plain_video_to_text(scores.tolist(), target)
 
 
 def test_equal_captions_of_one_video_do_not_compete() -> None:
     scores = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8]])
-    assert metrics.video_to_text_recall(scores, torch.tensor([0, 0, 1]))["r1"] == 100
+    assert metrics.video_to_text_ranks(scores, torch.tensor([0, 0, 1])).tolist() == [1, 1]
 
 
 def test_many_videos_are_compared_in_pieces() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from structalign.data.tasks import Sample
 from structalign.training import loader, views
 from structalign.training.loader import TrainingSet, load_clips
 from structalign.util import distributed
+from structalign.util.errors import UserError
 from tests.helpers.params import config
 from tests.helpers.video_files import moving, write_video
 
@@ -94,6 +96,17 @@ def test_loading_does_not_run_far_ahead(store: FrameStore) -> None:
 
 
 # Batches
+
+
+def test_frames_beyond_memory_are_refused_before_any_is_decoded(
+    store: FrameStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {name: store.read(name).nbytes for name in ("a", "b")}
+    assert store.decoded_bytes(["a", "b"]) == sum(sizes.values())
+    monkeypatch.setattr(store, "read", None)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=sum(sizes.values()) - 1))
+    with pytest.raises(UserError, match=r"take 0\.0 GB of memory in each of 1 processes, and 0\.0 GB are free"):
+        training_set(store, {"a": 1, "b": 1}, {"a": 0, "b": 0})
 
 
 def test_every_caption_once_per_epoch(store: FrameStore) -> None:

@@ -31,6 +31,7 @@ from structalign.model.clip import CLIP_LOG_SCALE, ClipInfo, save_clip, text_tow
 from structalign.model.retriever import Retriever
 from structalign.retrieval.encode import encode_videos
 from structalign.retrieval.gallery import TaskGallery
+from structalign.training import trainer as training
 from structalign.training.learner import Learner
 from structalign.training.loader import TrainingSet
 from structalign.training.loss_curve import LossCurve
@@ -63,6 +64,9 @@ PATIENT: dict[str, Any] = {
 
 class Memory:
     """A store of frames in memory: each clip is a flat colour, with some noise."""
+
+    def decoded_bytes(self, clips: list[str]) -> int:
+        return len(clips) * 2 * 20 * 20 * 3
 
     def read(self, clip: str) -> np.ndarray:
         colour, number = clip.split("-")
@@ -419,6 +423,21 @@ def test_interrupted_training_ends_with_the_same_bits(
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert (tmp_path / "whole.csv").read_bytes() == (tmp_path / "part.csv").read_bytes()
+
+
+@pytest.mark.parametrize(("slow", "saved"), [(60.0, [1, 2, 3]), (0.0, [1])])
+def test_what_takes_long_to_note_is_noted_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: float, saved: list[int]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "SLOW_SAVE", slow)
+    monkeypatch.setattr(training, "SAVE_SHARE", 1e-9)
+    noted: list[int] = []
+    monkeypatch.setattr(ResumeFile, "save", lambda _, state: noted.append(state["epoch"]))
+    config = config_for("finetune")
+    method, data = start(config, 2)
+    Trainer(method, data, config, 2, resume=ResumeFile("name")).run(tmp_path / "curve.csv")
+    assert noted == saved
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "code"])

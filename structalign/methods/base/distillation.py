@@ -9,12 +9,17 @@ from torch.nn.functional import normalize
 from structalign.losses.contrastive import distillation, scaled_cosines
 from structalign.methods.base.batch import Batch, joint_text, joint_video
 from structalign.methods.base.full import FullMethod
+from structalign.methods.base.method import Teacher
 from structalign.methods.base.terms import Term, Terms
 from structalign.model.retriever import Retriever
 
 
 class DistillationMethod(FullMethod):
     """Contrastive loss plus distillation from the teacher that `teacher_kind` asks for."""
+
+    def teacher_kind(self, task: int) -> Teacher | None:
+        """The previous model teaches from task 2 on."""
+        return "previous" if task > 1 and self.config.loss.distill_weight > 0 else None
 
     def reference_tokens(self, batch: Batch) -> Tensor:
         """Texts (B, L) that the teacher answers for: here the batch's own captions."""

@@ -1,7 +1,7 @@
 """The interface of a continual-learning method: what trains, what it adds to the loss, what it carries along.
 
 A method is one file in `structalign/methods/` with one subclass of `Method`; `method.name` is the file's name. It
-builds on `structalign.methods.base` alone, so that editing one method retrains no other. A file in `conf/method/` is
+imports no other method, so that editing one retrains no other. A file in `conf/method/` is
 needed only if the method has parameter values of its own. How a method scores at test time is a parameter
 (`similarity.alpha`), so the same code ranks for all methods.
 """
