@@ -1,6 +1,6 @@
 """A dress rehearsal of the real benchmarks at full size, against a server on this machine.
 
-    python -m benchmarks.rehearsal msrvtt --tasks 10 --reference ../shared --output docs/rehearsal.md
+    python -m benchmarks.rehearsal msrvtt --folder .cache/rehearsal --output docs/rehearsal.md
 
 The server has the trees of the real hosts: the published splits and captions (from `--reference`), and a few dozen
 generated videos under all the published names. A clone of this checkout asks it in place of the real hosts, and then
