@@ -34,9 +34,10 @@ from structalign import paths
 from structalign.experiments import executors
 from structalign.experiments.batch import prepare
 from structalign.experiments.run import Workspace, last_error
+from structalign.experiments.search_space import middle, read_space
 from structalign.experiments.source import TUNED
 from structalign.experiments.study import chosen, common_overrides, output_name, seeds_of
-from structalign.experiments.tuning import DRAW, NO_OBJECTIVE, Trial, Tuning, middle, read_space
+from structalign.experiments.tuning import DRAW, NO_OBJECTIVE, Trial, Tuning
 from structalign.util.command import errors_in_one_line, parse
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_text

@@ -110,13 +110,9 @@ class Workspace:
             end_processes(folder)
             shutil.rmtree(folder, ignore_errors=True)
 
-    @contextmanager
-    def exclusive(self, name: str) -> Iterator[None]:
-        """Wait until no other process works on the run `name`, and keep others out."""
-        locks = self.scratch / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{name}.lock", poll_interval=1):
-            yield
+    def lock(self, name: str) -> FileLock:
+        """Make the lock that whoever works on the run or trial `name` holds; it is taken by `with`."""
+        return FileLock(self.scratch / "locks" / f"{name}.lock", poll_interval=1)
 
     def prepare(self, name: str, folder: Path, overrides: Iterable[str], stages: Iterable[str]) -> None:
         """Compose the parameters of a clone and make stages there, with what they need.
@@ -211,7 +207,7 @@ class Job(ABC):
         UserError
             If it fails; the last line of the log says the same.
         """
-        with self.workspace.exclusive(self.name):
+        with self.workspace.lock(self.name):
             if self.is_done():
                 return
             path = self.workspace.start_log(self.name)

@@ -1,4 +1,4 @@
-"""Searching hyper-parameters with Optuna: what is searched, and one trial as a job for an executor.
+"""Searching hyper-parameters with Optuna: a search, and one trial of it as a job for an executor.
 
 Any number of jobs, on any number of machines, work on one journal file. A trial whose job was killed is marked as
 failed, and the next job tries the same values again. What had been trained is not trained twice, unless trials are
@@ -19,7 +19,7 @@ from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -28,19 +28,17 @@ from submitit.helpers import DelayedSubmission
 from structalign import paths
 from structalign.experiments.results import Experiments
 from structalign.experiments.run import Experiment, Job, Workspace, note
+from structalign.experiments.search_space import SearchSpace, Times, offers
 from structalign.experiments.study import (
     SHARED_STAGES,
     Run,
     composed,
     make_run,
     named_files,
-    read_yaml,
     value_of,
     words_of,
 )
 from structalign.util.errors import UserError
-
-SPACES = Path("conf/tune")
 
 VALIDATION = "val_"
 """Prefix of the objectives that are measured on validation videos."""
@@ -50,112 +48,6 @@ DRAW = "draw"
 
 NO_OBJECTIVE = "no objective"
 """How the error begins after which no further trial makes sense."""
-
-
-@dataclass(frozen=True)
-class Times:
-    """A range around the value that a label has untuned, so that one file serves data sets whose rates differ.
-
-    Attributes
-    ----------
-    low, high : float
-        Factors; the range is searched on a logarithmic scale.
-    """
-
-    low: float
-    high: float
-
-    def around(self, value: Any, key: str) -> FloatDistribution:
-        """Take the range around a value.
-
-        Raises
-        ------
-        UserError
-            If the value is not a number above 0.
-        """
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise UserError(f"{key} = {value!r}: `times` needs a number above 0 to multiply; give low and high")
-        return FloatDistribution(self.low * value, self.high * value, log=True)
-
-
-@dataclass(frozen=True)
-class SearchSpace:
-    """What `conf/tune/<name>.yaml` asks for.
-
-    Attributes
-    ----------
-    name : str
-    overrides : tuple of str
-        Of every trial.
-    labels : dict of str to list of str
-        What is tuned: labels with their overrides.
-    spaces : dict of str to dict
-        By label, the keys that are searched with their distributions, or factors of their untuned values.
-    """
-
-    name: str
-    overrides: tuple[str, ...]
-    labels: dict[str, list[str]]
-    spaces: dict[str, dict[str, BaseDistribution | Times]]
-
-
-def read_space(name: str) -> SearchSpace:
-    """Read `conf/tune/<name>.yaml`.
-
-    Raises
-    ------
-    UserError
-        If there is no such file, or it cannot be understood.
-    """
-    path, content = read_yaml(SPACES, name, "search space")
-    if not isinstance(content, dict) or not isinstance(content.get("labels"), dict) or not content["labels"]:
-        raise UserError(f"{path}: no labels; `labels:` names what is tuned, with its overrides and what is searched")
-    if unknown := set(content) - {"overrides", "search", "labels"}:
-        raise UserError(f"{path}: {', '.join(sorted(unknown))}: unknown; there are overrides, search, labels")
-    labels: dict[str, list[str]] = {}
-    spaces: dict[str, dict[str, BaseDistribution | Times]] = {}
-    for label, entry in content["labels"].items():
-        entry = entry or {}
-        if not isinstance(entry, dict) or (unknown := set(entry) - {"overrides", "search"}):
-            raise UserError(f"{path}: {label}: must have `overrides` or `search` or both, and nothing else")
-        labels[str(label)] = list(entry.get("overrides", ()))
-        searched = {**(content.get("search") or {}), **(entry.get("search") or {})}
-        spaces[str(label)] = {key: _distribution(value, f"{path}: {label}: {key}") for key, value in searched.items()}
-        if not searched:
-            raise UserError(f"{path}: {label}: nothing is searched")
-    return SearchSpace(name, tuple(content.get("overrides") or ()), labels, spaces)
-
-
-def _distribution(value: Any, place: str) -> BaseDistribution | Times:
-    """Read `[a, b, c]`, `{times: [0.1, 10]}`, or `{low: 1, high: 9, log: true}`, of whole numbers if both are."""
-    try:
-        if isinstance(value, list):
-            return CategoricalDistribution(value)
-        if set(value) == {"times"}:
-            low, high = value["times"]
-            if not 0 < low < high:
-                raise ValueError(f"times = [{low}, {high}] is no range above 0")
-            return Times(low, high)
-        whole = isinstance(value["low"], int) and isinstance(value["high"], int)
-        return IntDistribution(**value) if whole else FloatDistribution(**value)
-    except (TypeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{place}: must be a list, times, or low and high with log or step ({reason})") from None
-
-
-def _offers(domain: BaseDistribution, value: Any) -> bool:
-    """Whether a value is among those that are searched."""
-    if isinstance(domain, CategoricalDistribution):
-        return value in domain.choices
-    return isinstance(value, int | float) and domain.low <= value <= domain.high  # type: ignore[attr-defined]
-
-
-def middle(space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """Pick values within a search space, to see whether they compose."""
-    return {
-        key: domain.choices[0] if isinstance(domain, CategoricalDistribution) else domain.low  # type: ignore[attr-defined]
-        for key, domain in space.items()
-    }
 
 
 @dataclass(frozen=True)
@@ -281,14 +173,12 @@ class Tuning:
         study = self.study()
         if study.get_trials(deepcopy=False):
             return
-        values = {key: value for key, value in self.untuned.items() if _offers(self.space[key], value)}
+        values = {key: value for key, value in self.untuned.items() if offers(self.space[key], value)}
         study.enqueue_trial(values)
 
     def trial_lock(self, number: int) -> FileLock:
         """Tell whether a trial is under way: its job holds this lock."""
-        locks = self.workspace.scratch / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        return FileLock(locks / f"{self.name}-{number}.lock")
+        return self.workspace.lock(f"{self.name}-{number}")
 
 
 def retry_lost(tuning: Tuning, study: optuna.Study) -> None:

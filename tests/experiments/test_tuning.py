@@ -13,8 +13,9 @@ from optuna.trial import TrialState
 
 from structalign.cli.tune import main, missing_trials, tuned_config
 from structalign.experiments.run import Workspace
+from structalign.experiments.search_space import Times, read_space
 from structalign.experiments.source import Source
-from structalign.experiments.tuning import DRAW, Times, Tuning, objective_in, read_space
+from structalign.experiments.tuning import DRAW, Tuning, objective_in
 from structalign.methods.base.discover import method_class, method_names
 from structalign.util.errors import UserError
 from tests.experiments.test_batch import family_of_a_training, numbers
