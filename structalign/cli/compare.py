@@ -106,11 +106,10 @@ def write(
     table = comparison_table(runs, labels, reference).to_markdown(index=False, disable_numparse=True)
     atomic_write_text(folder / "table.md", "\n\n".join([table, *notes(runs)]) + "\n")
     warnings = "; ".join(named_warnings(runs))
-    points = runs.rename(columns={"label": "method", "method": "_method"}).to_dict("records")
     count = runs.seed.nunique()
     seeds = f"{count} seed{'s' * (count > 1)}"
     drawn = [
-        ("figure.png", figures.recall_against_bwf(points), f"{len(runs)} runs over {seeds}"),
+        ("figure.png", figures.recall_against_bwf(runs), f"{len(runs)} runs over {seeds}"),
         ("by_task.png", figures.compare_recall(curves), f"means over {seeds}; bands are one standard deviation"),
     ]
     if reference in set(runs.label) and runs.label.nunique() > 1:

@@ -44,13 +44,13 @@ def curves(rows: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def method_runs() -> list[dict[str, Any]]:
+def method_runs() -> pd.DataFrame:
     values = {"one": [(30, 1), (32, 3)], "two": [(20, -1)]}
-    return [
-        {"method": method, "seed": seed, "r1": r1, "bwf": bwf}
-        for method, points in values.items()
+    return pd.DataFrame(
+        {"label": label, "seed": seed, "r1": r1, "bwf": bwf}
+        for label, points in values.items()
         for seed, (r1, bwf) in enumerate(points)
-    ]
+    )
 
 
 def drift_rows() -> list[dict[str, Any]]:

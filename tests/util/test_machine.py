@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from structalign.util.checkpoint import load_tensors, save_tensors
@@ -35,12 +34,10 @@ def faults(*arguments: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone can be told to keep memory")
 def test_freed_memory_is_kept_for_the_next_buffer() -> None:
     assert faults("free") > 10 * max(1, faults("keep"))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone says what it was told of a mapping")
 def test_a_mapping_that_is_read_here_and_there_reads_nothing_ahead(tmp_path: Path) -> None:
     path = tmp_path / "stored"
     save_tensors({"frames": torch.zeros(3 * mmap.PAGESIZE)}, path)

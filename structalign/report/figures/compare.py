@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,13 +25,13 @@ def _measured(runs: pd.DataFrame) -> list[Metric]:
 
 
 @styled
-def recall_against_bwf(runs: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
+def recall_against_bwf(runs: pd.DataFrame) -> Figure:
     """Draw recall against forgetting: a point a method, with its spread over seeds.
 
     Parameters
     ----------
-    runs : DataFrame or sequence of mapping
-        A row a run: method, seed, r1 (percent), bwf (points). Check with `structalign.report.tables.check_same_data`
+    runs : DataFrame
+        A row a run: label, seed, r1 (percent), bwf (points). Check with `structalign.report.tables.check_same_data`
         that they ranked the same data.
 
     Returns
@@ -41,7 +40,7 @@ def recall_against_bwf(runs: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Figu
         Large markers are means, bars one standard deviation over seeds, small dots the single seeds.
     """
     figure, (axes,) = new_figure(1, 1, width=7.6, height=4.8)
-    for index, (method, group) in enumerate(pd.DataFrame(runs).groupby("method", sort=False)):
+    for index, (label, group) in enumerate(runs.groupby("label", sort=False)):
         points = group[["bwf", "r1"]].to_numpy(dtype=float)
         style = line_style(index)
         spread = points.std(axis=0, ddof=1) if len(points) > 1 else np.zeros(2)
@@ -55,7 +54,7 @@ def recall_against_bwf(runs: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Figu
             markeredgecolor="0.2",
             capsize=3,
             linewidth=1.2,
-            label=f"{method} ({len(points)})",
+            label=f"{label} ({len(points)})",
         )
     axes.axvline(0, color=GREY, linewidth=1, zorder=1)
     axes.set(xlabel=f"{_BWF.name} ← lower is better", ylabel=_R1.axis)
