@@ -69,7 +69,13 @@ class GallerySearch:
         self.ranker = Ranker(self.learner.retriever, self.galleries, config.similarity, config.evaluate)
 
     def search(self, query: str, top: int) -> list[Hit]:
-        """Rank all videos of tasks 1..after for a query; return the best `top`, or all that the index returns."""
+        """Rank all videos of tasks 1..after for a query; return the best `top`, or all that the index returns.
+
+        Raises
+        ------
+        UserError
+            If the query is empty, or the model gives no numbers.
+        """
         if not query.strip():
             raise UserError("the query is empty; say what the video should show")
         scores, places, words = self.ranker.search(query)  # [F], [F], and [l,D] for each gallery

@@ -41,7 +41,13 @@ def hits_table(query: str, after: int, hits: list[Hit]) -> Table:
 
 
 def parse_tasks(after: int | None, compare: str | None, num_tasks: int) -> list[int]:
-    """Read which tasks should answer: `--after 5`, `--compare 3,5`, or the last; check all before any answers."""
+    """Read which tasks should answer: `--after 5`, `--compare 3,5`, or the last; check all before any answers.
+
+    Raises
+    ------
+    UserError
+        If a number is none, or no task of the run.
+    """
     option = f"--compare {compare}" if compare else f"--after {after}"
     try:
         tasks = [int(part) for part in compare.split(",")] if compare else [num_tasks if after is None else after]

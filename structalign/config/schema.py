@@ -420,7 +420,13 @@ class Config(Section):
 
     @classmethod
     def parse(cls, values: dict[str, Any], where: str = "params") -> Config:
-        """Check values that are already in memory; `where` names their origin in error messages."""
+        """Check values that are already in memory; `where` names their origin in error messages.
+
+        Raises
+        ------
+        UserError
+            If keys or values are not allowed; the message names all of them.
+        """
         data, problems = _parse_data(values.get("data"))
         try:
             config = cls.model_validate({**values, "data": data})

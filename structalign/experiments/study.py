@@ -218,7 +218,13 @@ def common_overrides(args: argparse.Namespace) -> list[str]:
 
 
 def seeds_of(text: str) -> list[int]:
-    """Read seeds such as `0,1,2`."""
+    """Read seeds such as `0,1,2`.
+
+    Raises
+    ------
+    UserError
+        If one is not a whole number.
+    """
     try:
         return list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
