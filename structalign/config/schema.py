@@ -164,7 +164,7 @@ class LossConfig(Section):
     """True: old classes are drawn equally often. False: in proportion to their training samples."""
     pseudo_same_class: Literal["negative", "masked", "positive"]
     """What two pseudo pairs of one class are to each other: negatives as in the paper, though nothing tells them
-    apart; left out; or positives."""
+    apart; left out; or positives, which changes the loss and not its gradient, as pseudo features are constants."""
     pseudo_normalised: bool
     """Whether pseudo features are scaled to length 1, as real ones are; the paper takes them as drawn."""
     scl_scale: Literal["batch", "global"]

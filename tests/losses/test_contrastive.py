@@ -232,6 +232,20 @@ def test_pseudo_pairs_of_one_class_need_not_be_told_apart(
     assert float(found) == pytest.approx(expected)
 
 
+def test_pseudo_pairs_of_one_class_as_positives_train_nothing_else(batch: dict[str, Tensor]) -> None:
+    """They are constants: as targets or as negatives of each other they give the same gradient; left out, another."""
+    old, gradients = torch.zeros(P, dtype=torch.long), {}
+    for same_class in ("negative", "positive", "masked"):
+        leaves = {name: batch[name].detach().clone().requires_grad_() for name in ("words", "frames")}
+        inputs = [{**batch, **leaves}[name] for name in PSEUDO]
+        loss = losses.pseudo_contrastive(*inputs, SCALE, "negative", VIDEO, same_class, old)  # type: ignore[arg-type]
+        gradients[same_class] = torch.cat(
+            [part.flatten() for part in torch.autograd.grad(loss, list(leaves.values()))]
+        )
+    torch.testing.assert_close(gradients["positive"], gradients["negative"])
+    assert not torch.allclose(gradients["masked"], gradients["negative"])
+
+
 def test_large_logits_keep_their_precision_under_autocast(
     batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
