@@ -38,6 +38,7 @@ def test_a_step_is_taken_with_every_regulariser_and_without_each_saving() -> Non
         take()
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_weather_is_about_as_strong_for_every_family() -> None:
     found, _ = weather.Zoo(config().model, videos=20).recall()
@@ -45,6 +46,7 @@ def test_weather_is_about_as_strong_for_every_family() -> None:
     assert found.min() > 0
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_weather_hides_some_videos_from_clip_and_can_be_made_milder(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, present in weather.WEATHER.items():

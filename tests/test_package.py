@@ -37,6 +37,7 @@ def normalized(requirement: str) -> str:
     return re.split(r"[^\w.-]", requirement)[0].lower().replace("_", "-")
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_one_package_with_all_its_files(wheel: zipfile.ZipFile) -> None:
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in names} == {"structalign"}

@@ -75,6 +75,7 @@ def test_a_dead_process_costs_its_job_alone() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_job_that_hangs_is_given_up() -> None:
     begin = time.monotonic()
     results = list(parallel_map(faults.sleep, [0, 600, 0, 0.1], 2, timeout=10))
