@@ -46,7 +46,7 @@ def parse_tasks(after: int | None, compare: str | None, num_tasks: int) -> list[
     Raises
     ------
     UserError
-        If a number is none, or no task of the run.
+        If one is not a number, or not a task of the run.
     """
     option = f"--compare {compare}" if compare else f"--after {after}"
     try:

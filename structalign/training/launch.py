@@ -11,8 +11,8 @@ the project's folder, because a stage runs once at a time in a folder:
     PET_NNODES=2 PET_NODE_RANK=0 PET_MASTER_ADDR=first PET_MASTER_PORT=29500 python -m stages.train --task 1
 
 `train.devices` counts the devices of one machine. What the stage leaves is in the folder of the machine with
-`PET_NODE_RANK=0`: only that one evaluates, and copies `models/`, and for stablefusion `data/gallery/`, to the others
-before the next task.
+`PET_NODE_RANK=0`: evaluate there, and copy its `models/`, and for stablefusion `data/gallery/`, to the others before
+the next task.
 """
 
 from __future__ import annotations

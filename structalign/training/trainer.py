@@ -71,8 +71,11 @@ def _has_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-SLOW_SAVE, SAVE_SHARE = 1.0, 0.05
-"""Once noting how far it got takes a training more seconds than the first, it may take that share of the time."""
+SLOW_SAVE = 1.0
+"""Seconds that writing the resume file may take after every epoch; if it takes longer, it is written less often."""
+
+SAVE_SHARE = 0.05
+"""Share of the time that writing may then take."""
 
 
 class Trainer:

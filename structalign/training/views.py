@@ -93,7 +93,7 @@ def _cut(frames: Tensor, view: View, size: int) -> Tensor:
 
 
 def augment_on_gpu(videos: Sequence[Tensor], views: Sequence[View], size: int) -> Tensor:
-    """Do `augment` as two matrix products for all videos of one size.
+    """Augment as `augment` does, by two matrix products for all videos of one size.
 
     A GPU would otherwise launch a dozen kernels for each video.
     """
