@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from structalign.config.backbone import adapted_blocks, backbone_config
-from structalign.util.errors import UserError
+from structalign.util.errors import UserError, first_ten
 
 if TYPE_CHECKING:
     from structalign.config.schema import Config
@@ -53,10 +53,12 @@ def check_clips(config: Config, clips: Sequence[Clip]) -> None:
     if few := [f"{name!r} ({counts[name, 'train']})" for name in categories if counts[name, "train"] < shots]:
         raise UserError(
             f"split.shots = {shots}: {len(few)} of {len(categories)} categories have fewer training videos: "
-            f"{_ten(few)}; lower split.shots or add videos"
+            f"{first_ten(few)}; lower split.shots or add videos"
         )
     if none := [repr(name) for name in categories if not counts[name, "test"]]:
-        raise UserError(f"{len(none)} of {len(categories)} categories have no test video: {_ten(none)}; add some")
+        raise UserError(
+            f"{len(none)} of {len(categories)} categories have no test video: {first_ten(none)}; add some"
+        )
     _check_validation(config, categories, counts)
     if config.K > 1:
         _refuse_videos_of_two_categories(clips)
@@ -133,7 +135,7 @@ def _check_validation(config: Config, categories: Sequence[str], counts: Counter
     if few := [f"{name!r} ({number})" for name, number in spare.items() if number < wanted]:
         raise UserError(
             f"split.validation = {wanted}: {len(few)} of {len(categories)} categories have fewer videos for it: "
-            f"{_ten(few)}; lower it, or add rows whose split is val"
+            f"{first_ten(few)}; lower it, or add rows whose split is val"
         )
 
 
@@ -143,11 +145,6 @@ def _refuse_videos_of_two_categories(clips: Sequence[Clip]) -> None:
         categories[clip.video].add(clip.category)
     if shared := [f"{video} ({', '.join(sorted(found))})" for video, found in categories.items() if len(found) > 1]:
         raise UserError(
-            f"videos in two categories, which can come in two tasks: {_ten(shared)}; choose one "
+            f"videos in two categories, which can come in two tasks: {first_ten(shared)}; choose one "
             "category for each, cut the video in two files, or set K=1"
         )
-
-
-def _ten(names: list[str]) -> str:
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"{', '.join(names[:10])}{more}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ def dependencies(name: str, values: Mapping[str, str]) -> list[str]:
 def is_code(path: str) -> bool:
     """Whether a dependency is code of the project and not data."""
     return path.startswith(("stages/", "structalign/"))
+
+
+def code_digest(stage: str) -> str:
+    """Hash the code that a stage depends on."""
+    digest = hashlib.sha256()
+    for name in filter(is_code, stage_entry(stage).get("deps", [])):
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:

@@ -80,22 +80,39 @@ def video_file(root: Path, video: str) -> Iterator[Path]:
         yield root / video
 
 
+def content_mark(root: Path, video: str) -> tuple[int, int]:
+    """Tell the content of a video that is there without reading it.
+
+    Its size, and the checksum that an archive has of it, or the time when a file changed.
+    """
+    if root.is_file():
+        info = _member(root, video)
+        return info.file_size, info.CRC
+    status = (root / video).stat()
+    return status.st_size, status.st_mtime_ns
+
+
 @contextmanager
 def _copied(archive: Path, name: str, max_bytes: int = MAX_BYTES) -> Iterator[Path]:
     # The copy keeps the suffix, by which FFmpeg tells some formats. zipfile reads no more bytes than the archive's
     # directory says, and checks them at the end.
     with tempfile.NamedTemporaryFile(suffix=PurePosixPath(name).suffix) as copy:
         try:
-            if _opened(archive).getinfo(name).file_size > max_bytes:
+            if _member(archive, name).file_size > max_bytes:
                 raise UserError(f"{archive}: member {name!r} has more than {max_bytes:,} bytes")
             with _opened(archive).open(name) as stream:
                 shutil.copyfileobj(stream, copy, 1 << 20)
-        except KeyError:
-            raise UserError(f"{archive}: holds no {name!r}") from None
         except _CANNOT_READ as error:
             raise _damaged(archive, error) from None
         copy.flush()
         yield Path(copy.name)
+
+
+def _member(archive: Path, name: str) -> zipfile.ZipInfo:
+    try:
+        return _opened(archive).getinfo(name)
+    except KeyError:
+        raise UserError(f"{archive}: holds no {name!r}") from None
 
 
 def _opened(archive: Path) -> zipfile.ZipFile:

@@ -22,19 +22,17 @@ from PIL import Image
 
 from structalign import paths
 from structalign.config.schema import FramesConfig
-from structalign.data.archive import video_file
+from structalign.data.archive import content_mark, video_file
 from structalign.data.clips import Clip
 from structalign.data.decode import Request, UndecodableError, decode, sample_indices
+from structalign.data.decoded import Packed, kept_file, load_packed, save_packed
 from structalign.data.store import FrameEntry, entry_name
-from structalign.util.errors import UserError
+from structalign.util.errors import UserError, first_ten
 from structalign.util.files import atomic_write_json
 from structalign.util.log import log, progress
 from structalign.util.workers import JobFailed, parallel_map
 
 __all__ = ["Missing", "extract", "sample_indices"]
-
-NAMED = 10
-"""Undecodable clips that an error names; the log has all."""
 
 TIMEOUT = 1800.0
 """Seconds that a decoder may take for a clip; some damaged files make one wait for ever."""
@@ -42,11 +40,18 @@ TIMEOUT = 1800.0
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 """What kills a decoder over a damaged video, unlike SIGKILL, sent from outside or by the out-of-memory killer."""
 
-Packed = tuple[list[bytes], tuple[int, ...], set[str]]
-"""A clip's frames as JPEG, their height and width, and what was changed or is doubtful."""
 
-Job = tuple[Path, Request, int]
-"""The folder or archive that the clip's video is in, the clip, and the JPEG quality of its frames."""
+@dataclass(frozen=True)
+class Job:
+    """A clip to decode, the folder or archive that its video is in, and the JPEG quality of its frames.
+
+    If there is a folder `keep`, the clip is taken from there, or kept there once it is decoded.
+    """
+
+    videos: Path
+    request: Request
+    quality: int
+    keep: Path | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,9 @@ class Missing:
     reason: str
 
 
-def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig, workers: int) -> list[Missing]:
+def extract(
+    clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig, workers: int, keep: Path | None = None
+) -> list[Missing]:
     """Decode all clips and pack their frames into `folder`.
 
     Parameters
@@ -71,6 +78,9 @@ def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig,
     frames : FramesConfig
     workers : int
         Decoding processes; results do not depend on how many.
+    keep : Path, optional
+        Folder that keeps each decoded clip. Another call takes it from there, unless its video or the parameters have
+        changed.
 
     Returns
     -------
@@ -86,7 +96,7 @@ def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig,
     missing: list[Missing] = []
     notes: dict[str, list[str]] = defaultdict(list)
     try:
-        results = _decode_all(clips, videos, frames, workers)
+        results = _decode_all(clips, videos, frames, workers, keep)
         with closing(results), _ShardWriter(folder, frames.shard_mb * 2**20) as shards:
             for clip, result in zip(clips, results, strict=True):
                 if isinstance(result, str):
@@ -99,7 +109,8 @@ def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig,
                     for note in about:
                         notes[note].append(clip.id)
         if len(missing) > frames.allow_missing or not shards.index:
-            raise UserError(_complaint(missing, len(clips), frames.allow_missing))
+            others = "; the other clips are kept, and not decoded again" if keep and shards.index else ""
+            raise UserError(_complaint(missing, len(clips), frames.allow_missing) + others)
         settings = {key: getattr(frames, key) for key in ("num_frames", "short_side", "quality")}
         index = {"settings": settings, "clips": shards.index, "notes": dict(sorted(notes.items()))}
         atomic_write_json(folder / paths.FRAME_INDEX.name, index)
@@ -117,24 +128,24 @@ def extract(clips: list[Clip], videos: Path, folder: Path, frames: FramesConfig,
 
 
 def _complaint(missing: list[Missing], total: int, allowed: int) -> str:
-    named = ", ".join(f"{item.clip} ({item.video}: {item.reason})" for item in missing[:NAMED])
-    more = f" and {len(missing) - NAMED} more, all in the log" if len(missing) > NAMED else ""
+    named = first_ten([f"{item.clip} ({item.video}: {item.reason})" for item in missing], ", all in the log")
     allow = f", or allow as many with frames.allow_missing={len(missing)} (now {allowed})"
     return (
-        f"{len(missing)} of {total} clips cannot be decoded: {named}{more}; fix or remove them"
+        f"{len(missing)} of {total} clips cannot be decoded: {named}; fix or remove them"
         f"{allow if len(missing) < total else ''}"
     )
 
 
 def _decode_all(
-    clips: list[Clip], videos: Path, frames: FramesConfig, workers: int
+    clips: list[Clip], videos: Path, frames: FramesConfig, workers: int, keep: Path | None
 ) -> Generator[Packed | str, None, None]:
     """JPEGs of each clip, in order; a string says why there are none."""
     jobs = [
-        (
+        Job(
             videos,
             Request(Path(clip.video), clip.start, clip.end, frames.num_frames, frames.short_side),
             frames.quality,
+            keep,
         )
         for clip in clips
     ]
@@ -143,32 +154,40 @@ def _decode_all(
 
 def _decode_in_processes(jobs: list[Job], workers: int) -> Iterator[Packed | str]:
     """Decode in processes, even if in one: a video that crashes the decoder must not end the stage."""
-    for (_, request, _), result in zip(jobs, parallel_map(_decode_one, jobs, workers, TIMEOUT), strict=True):
+    for job, result in zip(jobs, parallel_map(_decode_one, jobs, workers, TIMEOUT), strict=True):
         if not isinstance(result, JobFailed):
             yield result
         elif result.exitcode is None or -result.exitcode in CRASHES:
             yield f"decoding it {'took too long' if result.exitcode is None else f'crashed ({result})'}"
         else:
             raise UserError(
-                f"a decoding process died ({result}, possibly out of memory) while it read {request.path.name}: "
+                f"a decoding process died ({result}, possibly out of memory) while it read {job.request.path.name}: "
                 "lower machine.workers, or remove the video if it is always the same, and run again"
             )
 
 
 def _decode_one(job: Job) -> Packed | str:
-    videos, request, quality = job
+    video, kept = job.request.path.as_posix(), None
     try:
-        with video_file(videos, request.path.as_posix()) as path:
+        with video_file(job.videos, video) as path:
             if not path.is_file():
                 return "no such file"
-            decoded = decode(replace(request, path=path))
+            if job.keep is not None:
+                kept = kept_file(job.keep, content_mark(job.videos, video), job.request, job.quality)
+                if packed := load_packed(kept):
+                    return packed
+            decoded = decode(replace(job.request, path=path))
     except (UndecodableError, UserError) as error:
         return str(error)
     except MemoryError:
         raise
     except Exception as error:  # damaged data make decoders fail in ways that nobody has listed
         return f"{type(error).__name__} in the decoder: {' '.join(str(error).split())[:120]}"
-    return [_jpeg(frame, quality) for frame in decoded.frames], decoded.frames[0].shape[:2], decoded.notes
+    images = [_jpeg(frame, job.quality) for frame in decoded.frames]
+    packed = images, decoded.frames[0].shape[:2], decoded.notes
+    if kept is not None:
+        save_packed(kept, packed)
+    return packed
 
 
 def _jpeg(frame: np.ndarray, quality: int) -> bytes:

@@ -496,9 +496,11 @@ def clips(videos: Path) -> list[Clip]:
     return in_reading_order([*whole, clip("part", "3.mp4", 0.25, 0.5)])
 
 
-def pack(clips: list[Clip], videos: Path, folder: Path, workers: int = 1, **changes: int) -> FrameStore:
+def pack(
+    clips: list[Clip], videos: Path, folder: Path, workers: int = 1, keep: Path | None = None, **changes: int
+) -> FrameStore:
     with fresh_dir(folder) as fresh:
-        extract(clips, videos, fresh, settings(**changes), workers)
+        extract(clips, videos, fresh, settings(**changes), workers, keep)
     return FrameStore(folder)
 
 
@@ -654,7 +656,7 @@ def test_damage_of_any_kind_is_one_line_about_the_clip(
             content[place] = draw.integers(256)
         path = tmp_path / f"{number}-{name}"
         path.write_bytes(content)
-        jobs.append((tmp_path, Request(Path(path.name), None, None, 4, 48), 95))
+        jobs.append(frames.Job(tmp_path, Request(Path(path.name), None, None, 4, 48), 95, None))
     results = list(frames._decode_in_processes(jobs, 2))
     assert len(results) == len(jobs)
     assert all("\n" not in result if isinstance(result, str) else len(result[0]) == 4 for result in results)
@@ -693,6 +695,93 @@ def test_decoders_end_with_a_killed_stage(videos: Path, tmp_path: Path) -> None:
     assert not alive
 
 
+# What an unfinished run leaves
+
+
+def damage(file: Path) -> None:
+    """Overwrite a video in a way that nothing but its bytes tells."""
+    status = file.stat()
+    file.write_bytes(bytes(status.st_size))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def zipped(videos: Path) -> Path:
+    archive = videos.parent / "videos.zip"
+    with zipfile.ZipFile(archive, "w") as made:
+        for file in sorted(videos.glob("*.mp4")):
+            made.write(file, file.name)
+    return archive
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def stopped(clips: list[Clip], videos: Path, keep: Path) -> None:
+    """Decode, and stop over a clip that cannot be decoded."""
+    with pytest.raises(UserError, match="the other clips are kept"):
+        pack([*clips, clip("bad", "none.mp4")], videos, keep.parent / "stopped", keep=keep)
+
+
+def test_a_run_goes_on_where_another_stopped(clips: list[Clip], videos: Path, tmp_path: Path) -> None:
+    pack(clips, videos, tmp_path / "whole")
+    stopped(clips, videos, tmp_path / "keep")
+    for file in videos.glob("*.mp4"):
+        damage(file)  # so that nothing can be decoded
+    pack(clips, videos, tmp_path / "resumed", keep=tmp_path / "keep")
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+
+
+def test_what_was_found_about_clips_is_kept_with_them(videos: Path, tmp_path: Path) -> None:
+    write_described(videos / "wide.mp4", counted(6), "yuv420p", Fraction(4, 3))
+    clips = [clip("wide", "wide.mp4")]
+    stopped(clips, videos, tmp_path / "keep")
+    damage(videos / "wide.mp4")
+    store = pack(clips, videos, tmp_path / "frames", keep=tmp_path / "keep")
+    assert store.notes == {pictures.PIXEL_SHAPE: ["wide"]}
+
+
+def test_a_changed_video_is_decoded_again(clips: list[Clip], videos: Path, tmp_path: Path) -> None:
+    stopped(clips, videos, tmp_path / "keep")
+    write_video(videos / "0.mp4", counted(30))
+    store = pack(clips, videos, tmp_path / "frames", keep=tmp_path / "keep")
+    assert numbers(store.read("clip0")) == sample_indices(0, 30, 4)
+    assert numbers(store.read("clip1")) == sample_indices(0, 13, 4)
+
+
+def test_kept_clips_of_other_parameters_are_not_taken(clips: list[Clip], videos: Path, tmp_path: Path) -> None:
+    stopped(clips, videos, tmp_path / "keep")
+    for changes in ({"num_frames": 3}, {"short_side": 16}, {"quality": 30}):
+        folder = tmp_path / next(iter(changes))
+        pack(clips, videos, folder, keep=tmp_path / "keep", **changes)
+        pack(clips, videos, tmp_path / "plain", **changes)
+        assert contents(folder) == contents(tmp_path / "plain")
+
+
+def test_an_archive_changes_video_by_video(clips: list[Clip], videos: Path, tmp_path: Path) -> None:
+    stopped(clips, zipped(videos), tmp_path / "keep")
+    kept = set((tmp_path / "keep").iterdir())
+    write_video(videos / "0.mp4", counted(30))
+    store = pack(clips, zipped(videos), tmp_path / "frames", keep=tmp_path / "keep")
+    assert numbers(store.read("clip0")) == sample_indices(0, 30, 4)
+    assert len(set((tmp_path / "keep").iterdir()) - kept) == 1
+
+
+def test_a_clip_whose_copy_was_cut_off_is_decoded_again(clips: list[Clip], videos: Path, tmp_path: Path) -> None:
+    pack(clips, videos, tmp_path / "whole")
+    stopped(clips, videos, tmp_path / "keep")
+    for number, file in enumerate(sorted((tmp_path / "keep").iterdir())):
+        file.write_bytes(file.read_bytes()[: -1 - 200 * number])
+    pack(clips, videos, tmp_path / "resumed", keep=tmp_path / "keep")
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+
+
+def test_no_room_to_keep_clips(clips: list[Clip], videos: Path, tmp_path: Path) -> None:
+    keep = tmp_path / "keep"
+    keep.touch()  # no folder can be made here
+    assert len(pack(clips, videos, tmp_path / "frames", keep=keep).ids) == len(clips)
+
+
 # Damaged stores
 
 
@@ -714,14 +803,32 @@ def test_threads_may_share_a_store(clips: list[Clip], videos: Path, tmp_path: Pa
 # The stage
 
 
-def test_stage(clips: list[Clip], videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = params.config()
-    raw = tmp_path / "data/raw" / config.data.name
-    raw.parent.mkdir(parents=True)
-    videos.rename(raw)
-    write_manifest(clips, raw / "manifest.jsonl")
+@pytest.fixture
+def raw(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the stage looks for videos."""
+    folder = tmp_path / "data/raw" / params.config().data.name
+    folder.parent.mkdir(parents=True)
+    videos.rename(folder)
     monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_stage(clips: list[Clip], raw: Path) -> None:
+    config = params.config()
+    write_manifest(clips, raw / "manifest.jsonl")
     stage.main(config)
     store = FrameStore(Path("data/frames"))
     assert sorted(store.ids) == sorted(item.id for item in clips)
     assert store.read("part").shape[0] == config.frames.num_frames
+
+
+def test_the_stage_forgets_kept_clips_when_it_succeeds(clips: list[Clip], raw: Path) -> None:
+    write_manifest([*clips, clip("bad", "none.mp4")], raw / "manifest.jsonl")
+    with pytest.raises(UserError, match="are kept"):
+        stage.main(params.config())
+    assert len(list(Path(".cache/frames").rglob("*.zip"))) == len(clips)
+    for file in raw.glob("*.mp4"):
+        damage(file)
+    stage.main(params.config("frames.allow_missing=1"))
+    assert FrameStore(Path("data/frames")).missing == ["bad"]
+    assert not Path(".cache/frames").exists()

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from structalign.data.frames import Job, Packed
+    from structalign.data.decoded import Packed
+    from structalign.data.frames import Job
 
 
 def double(number: int) -> int:
@@ -65,8 +66,8 @@ def sleep(seconds: float) -> float:
 def crash_on_a_bad_video(job: Job) -> Packed | str:
     from structalign.data import frames
 
-    if job[1].path.stem == "crashes":
+    if job.request.path.stem == "crashes":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if job[1].path.stem == "hangs":
+    if job.request.path.stem == "hangs":
         time.sleep(600)
     return frames._decode_one(job)

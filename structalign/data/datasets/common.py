@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from structalign import paths
 from structalign.data.clips import Clip
 from structalign.data.download import fetch, is_url
-from structalign.util.errors import UserError
+from structalign.util.errors import UserError, first_ten
 from structalign.util.files import atomic_write_json, atomic_write_text, user_path
 from structalign.util.log import log, progress
 
@@ -197,21 +197,16 @@ def require_videos(missing: list[str], annotated: int, where: str, allowed: int,
         names.unlink(missing_ok=True)
         return
     atomic_write_text(names, "".join(f"{name}\n" for name in [*missing, *empty]))
-    problems = []
+    problems, listed = [], f", all listed in {paths.MISSING_VIDEOS}"
     if missing:
-        problems.append(f"{len(missing)} of {annotated} videos are missing: {_ten(missing)}")
+        problems.append(f"{len(missing)} of {annotated} videos are missing: {first_ten(missing, listed)}")
     if empty:
-        problems.append(f"{len(empty)} of {annotated} segments have no length: {_ten(empty)}")
+        problems.append(f"{len(empty)} of {annotated} segments have no length: {first_ten(empty, listed)}")
     message = f"{where}: {'; '.join(problems)}"
     count = len(missing) + len(empty)
     if count > allowed:
         raise UserError(f"{message}; fix them, or leave them out with frames.allow_missing={count} (now {allowed})")
     log.warning(f"{message}; left out, as frames.allow_missing = {allowed} allows")
-
-
-def _ten(names: list[str]) -> str:
-    more = f" and {len(names) - 10} more, all listed in {paths.MISSING_VIDEOS}" if len(names) > 10 else ""
-    return f"{', '.join(names[:10])}{more}"
 
 
 def write_fingerprints(folder: Path, paths: Iterable[str], target: Path) -> None:
