@@ -37,18 +37,7 @@ def divide(config: Config, clips: list[Clip], missing: list[str]) -> list[TaskSp
     if config.data.protocol == "published":
         require_published(config.K, config.data.published_tasks)
         return published_split(read_published(split_file(paths.raw(config.data.name), config.K)), clips, missing)
-    rules = config.split
-    return few_shot_split(
-        clips,
-        config.K,
-        rules.shots,
-        config.seed,
-        rules.order,
-        missing,
-        rules.validation,
-        rules.categories_per_task,
-        rules.imbalance,
-    )
+    return few_shot_split(clips, config.K, config.split, config.seed, missing)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ A released checkpoint is a dict whose `state_dict` holds these names under `clip
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,19 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
 
 
+@contextmanager
+def _lacks_and_misfits() -> Iterator[None]:
+    """Turn a missing weight, or a setting that does not go with the weights, into an error for the user."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"released weights lack {error}") from None
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip() for item in error.errors())
+        raise UserError(f"released weights do not go with these settings: {reasons}") from None
+
+
+@_lacks_and_misfits()
 def convert(
     weights: dict[str, Tensor],
     text_heads: int | None = None,
@@ -146,24 +161,6 @@ def convert(
     UserError
         If a weight is missing, or a setting does not go with the weights.
     """
-    try:
-        return _convert(weights, text_heads, vision_heads, adapter_layers, top_k, lora_alpha, dropout)
-    except KeyError as error:
-        raise UserError(f"released weights lack {error}") from None
-    except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip() for item in error.errors())
-        raise UserError(f"released weights do not go with these settings: {reasons}") from None
-
-
-def _convert(
-    weights: dict[str, Tensor],
-    text_heads: int | None,
-    vision_heads: int | None,
-    adapter_layers: int,
-    top_k: int,
-    lora_alpha: float,
-    dropout: float,
-) -> Released:
     info = _architecture(weights, text_heads, vision_heads)
     depth = info.model["vision_cfg"]["layers"]
     if not 0 <= adapter_layers <= depth:

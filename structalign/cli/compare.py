@@ -33,7 +33,7 @@ from structalign.experiments.batch import results_of, run_missing
 from structalign.experiments.results import Results
 from structalign.experiments.run import Workspace
 from structalign.experiments.study import (
-    Run,
+    StudyRun,
     chosen,
     common_overrides,
     composed,
@@ -54,7 +54,7 @@ from structalign.util.log import log
 
 
 def collect(
-    runs: list[Run], results: Results, points: Mapping[str, Point] | None = None
+    runs: list[StudyRun], results: Results, points: Mapping[str, Point] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read the summaries of the runs that the project has, and their recall by task.
 
@@ -200,7 +200,7 @@ class Point:
     value: float
 
 
-def points_of(runs: list[Run], key: str) -> dict[str, Point]:
+def points_of(runs: list[StudyRun], key: str) -> dict[str, Point]:
     """Look up where each run will stand in a curve against a parameter, by name of the run.
 
     Raises

@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from structalign.config.early import task_sizes
+from structalign.config.schema import SplitConfig
 from structalign.data.clips import Clip
 from structalign.data.datasets.published_splits import PublishedSplit, entries
 from structalign.data.tasks import Category, Sample, TaskSplit
@@ -67,15 +67,7 @@ def published_split(published: PublishedSplit, clips: list[Clip], missing: Colle
 
 
 def few_shot_split(
-    clips: list[Clip],
-    num_tasks: int,
-    shots: int,
-    seed: int,
-    order: Literal["shuffled", "given"] = "shuffled",
-    missing: Collection[str] = (),
-    validation: int = 0,
-    categories_per_task: Sequence[int] | None = None,
-    imbalance: float = 1.0,
+    clips: list[Clip], num_tasks: int, rules: SplitConfig, seed: int, missing: Collection[str] = ()
 ) -> list[TaskSplit]:
     """Divide the categories over tasks and draw few training clips of each; test clips are all kept.
 
@@ -85,20 +77,13 @@ def few_shot_split(
         The manifest.
     num_tasks : int
         K.
-    shots : int
-        Training clips per category, drawn without replacement from those that have frames.
+    rules : SplitConfig
+        Clips are drawn without replacement from those that have frames. The order `given` is that in which categories
+        first appear in the manifest.
     seed : int
         The draw depends on it and on the ids of a category's clips, not on the order of the manifest.
-    order : {"shuffled", "given"}
-        Whether categories are dealt out shuffled, or as they first appear in the manifest.
     missing : collection of str
         Clips without frames.
-    validation : int
-        Validation clips per category: from the category's own ones, or else from training clips that were not drawn.
-    categories_per_task : sequence of int, optional
-        Categories of each task; without it, all have as many, and K must divide the number of categories.
-    imbalance : float
-        How many times as many training clips the first category of a shuffled order has as the last.
 
     Returns
     -------
@@ -113,15 +98,13 @@ def few_shot_split(
     from sklearn.utils import resample, shuffle  # takes a second to import
 
     categories = list(dict.fromkeys(clip.category for clip in clips))
-    sizes = task_sizes(num_tasks, len(categories), categories_per_task)
-    if shots < 1:
-        raise UserError(f"split.shots = {shots}: must be at least 1")
+    sizes = task_sizes(num_tasks, len(categories), rules.categories_per_task)
     # One seed each, so that another clip in one category leaves the draws of all others as they are.
     order_seed, *seeds = np.random.SeedSequence(seed).generate_state(1 + len(categories))
     draw_seed = dict(zip(sorted(categories), seeds, strict=True))
-    if order == "shuffled":
+    if rules.order == "shuffled":
         categories = shuffle(sorted(categories), random_state=int(order_seed))
-    drawn = long_tail(sorted(categories), shots, imbalance, seed)
+    drawn = long_tail(sorted(categories), rules.shots, rules.imbalance, seed)
     pools = _pools(clips, missing)
     ends = list(accumulate(sizes))
     groups = [categories[end - size : end] for size, end in zip(sizes, ends, strict=True)]
@@ -134,10 +117,10 @@ def few_shot_split(
             draw = partial(resample, replace=False, random_state=int(draw_seed[category]))
             shown = draw(sorted(train, key=lambda clip: clip.id), n_samples=drawn[category])
             chosen[-1] += [*shown, *test]
-            if validation:
+            if rules.validation:
                 spare = pools[category, "val"] or _left_over(train, [*shown, *test])
-                _check_spare(category, len(spare), validation)
-                chosen[-1] += draw(sorted(spare, key=lambda clip: clip.id), n_samples=validation)
+                _check_spare(category, len(spare), rules.validation)
+                chosen[-1] += draw(sorted(spare, key=lambda clip: clip.id), n_samples=rules.validation)
     gone = [[clip for clip in clips if clip.id in set(missing) and clip.category in group] for group in groups]
     splits = _assemble(groups, chosen, ())
     return [

@@ -11,7 +11,7 @@ from pathlib import Path
 from structalign.experiments.executors import Fleet, Resources
 from structalign.experiments.results import Experiments, QuickResults, Results
 from structalign.experiments.run import Experiment, Preparation, QuickExperiment, Workspace, last_error
-from structalign.experiments.study import SHARED_STAGES, Run, to_prepare
+from structalign.experiments.study import SHARED_STAGES, StudyRun, to_prepare
 from structalign.util.log import log, progress_bar
 
 ARRIVAL_SECONDS = 15
@@ -19,13 +19,13 @@ ARRIVAL_SECONDS = 15
 
 
 def run_missing(
-    runs: Sequence[Run], workspace: Workspace, resources: Resources, quick: bool = False
+    runs: Sequence[StudyRun], workspace: Workspace, resources: Resources, quick: bool = False
 ) -> dict[str, str]:
     """Run what the project does not have yet.
 
     Parameters
     ----------
-    runs : sequence of Run
+    runs : sequence of StudyRun
     workspace : Workspace
     resources : Resources
     quick : bool
@@ -67,7 +67,7 @@ def results_of(workspace: Workspace, quick: bool) -> Results:
     return QuickResults(workspace.source.project) if quick else Experiments(workspace.source.project)
 
 
-def prepare(runs: Sequence[Run], workspace: Workspace, fleet: Fleet) -> None:
+def prepare(runs: Sequence[StudyRun], workspace: Workspace, fleet: Fleet) -> None:
     """Make what runs share, before they start; see that their overrides compose.
 
     Failures here are not reported: each run meets the same failure and reports it.

@@ -31,7 +31,7 @@ SHARED_STAGES = ("split", "backbone")
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One run of a study.
 
     Attributes
@@ -88,7 +88,7 @@ def read_yaml(folder: Path, name: str, kind: str) -> tuple[Path, Any]:
 
 def runs_of(
     study: str, labels: dict[str, list[str]], common: Sequence[str], seeds: Iterable[int], source: Source
-) -> list[Run]:
+) -> list[StudyRun]:
     """List the runs of a study: every label with every seed.
 
     Parameters
@@ -111,7 +111,7 @@ def runs_of(
     ]
 
 
-def make_run(words: Sequence[str], label: str, seed: int, overrides: Sequence[str], source: Source) -> Run:
+def make_run(words: Sequence[str], label: str, seed: int, overrides: Sequence[str], source: Source) -> StudyRun:
     """Name a run: words for the reader, then a hash of the code, and one of overrides and the files that they name.
 
     A commit that leaves the code as it is renames no run.
@@ -119,7 +119,7 @@ def make_run(words: Sequence[str], label: str, seed: int, overrides: Sequence[st
     settings = (ONE_THREAD, *overrides, f"seed={seed}")
     digest = hashlib.sha256(json.dumps(settings).encode() + named_files(overrides, source)).hexdigest()
     name = slug([*words, f"seed{seed}", source.code[:7], digest[:8]])
-    return Run(name, label, seed, settings)
+    return StudyRun(name, label, seed, settings)
 
 
 def named_files(overrides: Iterable[str], source: Source) -> bytes:
@@ -140,7 +140,7 @@ def slug(words: Iterable[str]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
 
 
-def composed(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
+def composed(runs: Iterable[StudyRun]) -> dict[str, dict[str, Any]]:
     """Compose the parameters of every run, before any of them starts.
 
     Raises
@@ -160,7 +160,7 @@ def composed(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
     return parameters
 
 
-def to_prepare(runs: Sequence[Run]) -> tuple[tuple[str, ...], ...]:
+def to_prepare(runs: Sequence[StudyRun]) -> tuple[tuple[str, ...], ...]:
     """Pick a run for each different thing that must be made before the runs can start in parallel.
 
     Returns

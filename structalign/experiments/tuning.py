@@ -31,7 +31,7 @@ from structalign.experiments.run import Experiment, Job, Workspace, note
 from structalign.experiments.search_space import SearchSpace, Times, offers
 from structalign.experiments.study import (
     SHARED_STAGES,
-    Run,
+    StudyRun,
     composed,
     make_run,
     named_files,
@@ -158,7 +158,7 @@ class Tuning:
             load_if_exists=True,
         )
 
-    def runs(self, values: Mapping[str, Any]) -> list[Run]:
+    def runs(self, values: Mapping[str, Any]) -> list[StudyRun]:
         """List the runs of a trial with these values, one a seed."""
         chosen = [*self.overrides, *(f"{key}={json.dumps(value)}" for key, value in values.items())]
         return [

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from structalign.cli.compare import Point, collect, main, points_of, write
-from structalign.experiments.study import Run
+from structalign.experiments.study import StudyRun
 from structalign.report.compare import comparison_table, named_warnings, notes, paired_difference, sign_flip_p
 from structalign.util.errors import UserError
 
@@ -97,8 +97,8 @@ def test_a_warning_names_the_runs_that_it_concerns(runs: pd.DataFrame, curves: p
         assert (tmp_path / name).stat().st_size > 10_000
 
 
-def made(labels: dict[str, list[str]], seeds: Sequence[int] = (0,)) -> list[Run]:
-    return [Run(f"{label}-{seed}", label, seed, tuple(labels[label])) for seed in seeds for label in labels]
+def made(labels: dict[str, list[str]], seeds: Sequence[int] = (0,)) -> list[StudyRun]:
+    return [StudyRun(f"{label}-{seed}", label, seed, tuple(labels[label])) for seed in seeds for label in labels]
 
 
 def test_runs_stand_in_a_curve_by_method_and_value(monkeypatch: pytest.MonkeyPatch) -> None:

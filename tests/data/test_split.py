@@ -9,14 +9,16 @@ import pickle
 import pickletools
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from structalign.config.schema import SplitConfig
 from structalign.data.clips import Clip
 from structalign.data.datasets.published_splits import entries, read_benchmark, read_published, require_published
 from structalign.data.split import few_shot_split, published_split, read_missing
@@ -26,6 +28,19 @@ from tests.helpers.errors import refused
 from tests.helpers.split_files import Runs, clips_of, dump, published
 
 SIZES = {"MSRVTT": (320, 2990, 20), "ACTNET": (3200, 4910, 200)}
+
+
+def dealt(
+    clips: list[Clip],
+    num_tasks: int,
+    shots: int,
+    seed: int,
+    order: str = "shuffled",
+    missing: Collection[str] = (),
+    **rules: Any,
+) -> list[TaskSplit]:
+    plain = {"imbalance": 1.0, "validation": 0, "categories_per_task": None}
+    return few_shot_split(clips, num_tasks, SplitConfig(shots=shots, order=order, **(plain | rules)), seed, missing)
 
 
 def ids(split: TaskSplit) -> tuple[set[str], set[str]]:
@@ -45,7 +60,7 @@ def ids(split: TaskSplit) -> tuple[set[str], set[str]]:
 )
 def test_draw_is_even_disjoint_and_seeded(num_tasks: int, per_task: int, shots: int, seed: int, order: str) -> None:
     clips = clips_of(num_tasks * per_task)
-    splits = few_shot_split(clips, num_tasks, shots, seed, order)
+    splits = dealt(clips, num_tasks, shots, seed, order)
     assert [split.task for split in splits] == list(range(1, num_tasks + 1))
     assert all(split.num_tasks == num_tasks for split in splits)
     assert all(split.num_categories == num_tasks * per_task for split in splits)
@@ -66,19 +81,19 @@ def test_draw_is_even_disjoint_and_seeded(num_tasks: int, per_task: int, shots: 
             assert by_id[sample.clip].captions == sample.captions
     shuffled = clips.copy()
     random.Random(0).shuffle(shuffled)
-    again = few_shot_split(clips if order == "given" else shuffled, num_tasks, shots, seed, order)
+    again = dealt(clips if order == "given" else shuffled, num_tasks, shots, seed, order)
     assert [ids(split) for split in again] == [ids(split) for split in splits]
 
 
 def test_seeds_differ_and_given_order_is_kept() -> None:
     clips = clips_of(10, train=20)
-    draws = {str([ids(split)[0] for split in few_shot_split(clips, 5, 4, seed)]) for seed in range(5)}
+    draws = {str([ids(split)[0] for split in dealt(clips, 5, 4, seed)]) for seed in range(5)}
     orders = {
-        tuple(category.name for split in few_shot_split(clips, 5, 4, seed) for category in split.categories)
+        tuple(category.name for split in dealt(clips, 5, 4, seed) for category in split.categories)
         for seed in range(5)
     }
     assert len(draws) == len(orders) == 5
-    given_order = few_shot_split(clips, 5, 4, 0, order="given")
+    given_order = dealt(clips, 5, 4, 0, order="given")
     assert [category.name for split in given_order for category in split.categories] == [
         f"cat {number}" for number in range(10)
     ]
@@ -86,24 +101,24 @@ def test_seeds_differ_and_given_order_is_kept() -> None:
 
 def test_number_of_tasks_does_not_change_what_is_drawn() -> None:
     clips = clips_of(12, train=20)
-    five, six = (few_shot_split(clips, num_tasks, 4, seed=3) for num_tasks in (4, 6))
+    five, six = (dealt(clips, num_tasks, 4, seed=3) for num_tasks in (4, 6))
     assert set.union(*(ids(split)[0] for split in five)) == set.union(*(ids(split)[0] for split in six))
 
 
 def test_missing_clips_are_replaced_in_training_and_listed() -> None:
     clips = clips_of(4)
     gone = ["train-0-0", "train-0-1", "test-3-2"]
-    splits = few_shot_split(clips, 2, 3, 0, order="given", missing=gone)
+    splits = dealt(clips, 2, 3, 0, order="given", missing=gone)
     assert [split.missing for split in splits] == [["train-0-0", "train-0-1"], ["test-3-2"]]
     assert all(not set(gone) & (ids(split)[0] | ids(split)[1]) for split in splits)
     assert [(len(split.train), len(split.test)) for split in splits] == [(6, 6), (6, 5)]
     with pytest.raises(UserError, match="'cat 0' has 3 training videos"):
-        few_shot_split(clips, 2, 4, 0, missing=gone)
+        dealt(clips, 2, 4, 0, missing=gone)
     with pytest.raises(UserError, match="'cat 1' has no test video"):
-        few_shot_split(clips, 2, 3, 0, missing=[f"test-1-{index}" for index in range(3)])
+        dealt(clips, 2, 3, 0, missing=[f"test-1-{index}" for index in range(3)])
     without = [clip for clip in clips if clip.id != "test-1-0"]
-    untouched = few_shot_split(without, 2, 3, 0, order="given")
-    whole = few_shot_split(clips, 2, 3, 0, order="given")
+    untouched = dealt(without, 2, 3, 0, order="given")
+    whole = dealt(clips, 2, 3, 0, order="given")
     assert [ids(split)[0] for split in untouched] == [ids(split)[0] for split in whole]
 
 
@@ -112,12 +127,12 @@ def test_a_video_in_two_tasks_is_refused(side: str) -> None:
     clips = clips_of(4)
     shared = [replace(clip, video="one.mp4") if clip.id in (f"{side}-0-0", f"{side}-3-0") else clip for clip in clips]
     with pytest.raises(UserError, match=r"one\.mp4 is in task 1 and in task 2"):
-        few_shot_split(shared, 2, 5, 0, order="given")
-    few_shot_split(shared, 1, 5, 0, order="given")
+        dealt(shared, 2, 5, 0, order="given")
+    dealt(shared, 1, 5, 0, order="given")
 
 
 def test_tasks_of_other_sizes() -> None:
-    splits = few_shot_split(clips_of(7), 3, 2, 0, categories_per_task=[3, 2, 2])
+    splits = dealt(clips_of(7), 3, 2, 0, categories_per_task=[3, 2, 2])
     assert [len(split.categories) for split in splits] == [3, 2, 2]
     assert [category.id for split in splits for category in split.categories] == list(range(7))
 
@@ -130,8 +145,8 @@ def test_validation_clips_are_their_own_or_what_the_draw_of_training_clips_left(
     for own in (False, True):
         extra = [replace(clip, id=f"own-{clip.id}", video=f"own-{clip.video}", split="val") for clip in clips]
         mine = [*clips, *(extra if own else [])]
-        with_them = few_shot_split(mine, 2, 3, 0, validation=2)
-        without = few_shot_split(mine, 2, 3, 0)
+        with_them = dealt(mine, 2, 3, 0, validation=2)
+        without = dealt(mine, 2, 3, 0)
         assert [replace(split, validation=[]) for split in with_them] == without
         for split in with_them:
             drawn = Counter(sample.category for sample in split.validation)
@@ -140,7 +155,7 @@ def test_validation_clips_are_their_own_or_what_the_draw_of_training_clips_left(
             assert not {sample.clip for sample in split.validation} & others
             assert all(sample.clip.startswith("own-") == own for sample in split.validation)
     with pytest.raises(UserError, match=r"has 2 videos with frames for validation, but split\.validation = 3"):
-        few_shot_split(clips, 2, 3, 0, validation=3)
+        dealt(clips, 2, 3, 0, validation=3)
 
 
 def test_a_training_clip_of_a_test_video_does_not_validate() -> None:
@@ -148,18 +163,18 @@ def test_a_training_clip_of_a_test_video_does_not_validate() -> None:
     clips = [replace(clip, video=tested) if clip.id == "train-0-4" else clip for clip in clips_of(4)]
     seen = set()
     for seed in range(10):
-        train = [sample.clip for split in few_shot_split(clips, 2, 3, seed) for sample in split.train]
+        train = [sample.clip for split in dealt(clips, 2, 3, seed) for sample in split.train]
         seen.add("train-0-4" in train)
         if "train-0-4" in train:
-            few_shot_split(clips, 2, 3, seed, validation=2)
+            dealt(clips, 2, 3, seed, validation=2)
         else:
             with pytest.raises(UserError, match="'cat 0' has 1 videos with frames for validation"):
-                few_shot_split(clips, 2, 3, seed, validation=2)
+                dealt(clips, 2, 3, seed, validation=2)
     assert seen == {False, True}
 
 
 def test_task_files_round_trip(tmp_path: Path) -> None:
-    split = few_shot_split(clips_of(4), 2, 2, 0, missing=["test-0-0"])[0]
+    split = dealt(clips_of(4), 2, 2, 0, missing=["test-0-0"])[0]
     write_task(split, tmp_path / "task-01.json")
     assert read_task(tmp_path / "task-01.json") == split
 
@@ -364,12 +379,11 @@ def test_contradictions_in_a_published_split(here: Path, change: Callable[[dict]
         (-1, 2, "K = -1: must be from 1 to 10"),
         (11, 2, "K = 11: must be from 1 to 10"),
         (5, 6, r"'cat \d' has 5 training videos with frames, but split.shots = 6"),
-        (5, 0, r"split.shots = 0"),
     ],
 )
 def test_impossible_draws_are_refused(num_tasks: int, shots: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        few_shot_split(clips_of(10), num_tasks, shots, seed=0, order="given")
+        dealt(clips_of(10), num_tasks, shots, seed=0, order="given")
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"task": 1}', '{"task": "one"}'])
@@ -395,9 +409,7 @@ def test_a_missing_clip_that_the_manifest_does_not_know(here: Path) -> None:
 
 def test_a_long_tail_falls_by_a_constant_factor_and_keeps_what_is_drawn() -> None:
     clips = clips_of(5, train=16, test=2)
-    even, uneven, other = (
-        few_shot_split(clips, 5, 16, seed, imbalance=ratio) for seed, ratio in ((0, 1), (0, 8), (1, 8))
-    )
+    even, uneven, other = (dealt(clips, 5, 16, seed, imbalance=ratio) for seed, ratio in ((0, 1), (0, 8), (1, 8)))
     counts = {split.categories[0].name: len(split.train) for split in uneven}
     assert sorted(counts.values(), reverse=True) == [16, 10, 6, 3, 2]  # 16 * 8 ** (-n / 4)
     assert counts != {split.categories[0].name: len(split.train) for split in other}
