@@ -10,8 +10,8 @@ A step is what training does with a batch that is on the device: losses, gradien
 turns within each round, so that a slower or faster moment of the machine meets all of them. FLOPs are those of matrix
 products, attention and convolutions. The peak is what one large matrix product reaches on this device in the same
 precision, or what `--peak` says. On the CPU, processor time counts (summed over threads), so that other work on the
-machine does not. `--savings` times the full step as it is, and with each of its savings undone. `--free` leaves glibc
-to give freed memory back, which is a saving of the process: compare two runs.
+machine does not. `--savings` times the full step as it is, with each of its savings undone, and with two options that
+change its cost. `--free` leaves glibc to give freed memory back, which is a saving of the process: compare two runs.
 """
 
 from __future__ import annotations
@@ -132,6 +132,12 @@ def checkpointed(parts: Parts) -> Iterator[None]:
     parts.retriever.model = settings
 
 
+def half_precision(_parts: Parts) -> AbstractContextManager[object]:
+    """`train.precision=bf16`."""
+    plain = autocast
+    return mock.patch.dict(globals(), autocast=lambda _, device: plain("bf16", device))
+
+
 UNDONE: dict[str, list[Callable[[Parts], AbstractContextManager[object]]]] = {
     "as it is": [],
     "last block computes all tokens": [last_patches],
@@ -141,6 +147,7 @@ UNDONE: dict[str, list[Callable[[Parts], AbstractContextManager[object]]]] = {
     "mixtures of q, k, v apart": [mixtures_apart],
     "captions padded to the context": [padded_captions],
     "model.checkpoint_vision=true": [checkpointed],
+    "train.precision=bf16": [half_precision],
 }
 
 
