@@ -211,10 +211,12 @@ def points_of(runs: list[StudyRun], key: str) -> dict[str, Point]:
     points: dict[str, Point] = {}
     places: dict[tuple[int, Point], str] = {}
     for run, parameters in zip(runs, composed(runs).values(), strict=True):
-        value = value_of(parameters, key)
+        try:
+            value = value_of(parameters, key)
+        except UserError as error:
+            raise UserError(f"--against {error}") from None
         if isinstance(value, bool) or not isinstance(value, int | float):
-            said = "no such parameter" if value == {} else f"is {value!r} for {run.label}; a curve needs numbers"
-            raise UserError(f"--against {key}: {said}")
+            raise UserError(f"--against {key}: is {value!r} for {run.label}; a curve needs numbers")
         method, variant = parameters["method"]["name"], parameters["variant"]
         points[run.name] = Point(method if variant == "method" else f"{method} ({variant})", value)
         other = places.setdefault((run.seed, points[run.name]), run.label)

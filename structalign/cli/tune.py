@@ -82,7 +82,7 @@ def tune(args: argparse.Namespace) -> None:
     searched = read_space(args.study)
     labels = chosen(args.labels, searched.labels, args.study)
     common = common_overrides(args)
-    workspace = Workspace.of(Path.cwd(), args.scratch, [TUNED])  # what is written at the end changes no trial
+    workspace = Workspace.of(Path.cwd(), args.scratch)
     journal = (args.journal or paths.JOURNALS / f"{output_name(args.study, common)}.journal").resolve()
     seeds = seeds_of(args.seeds)
     tunings = [
@@ -114,8 +114,9 @@ def run_trials(tunings: list[Tuning], trials: int, resources: executors.Resource
     with progress_bar(len(work), "trials", "trial") as bar, closing(fleet.run(work)) as ended:
         for name in ended:
             bar.update()
-            if error := last_error(workspace.log(name)):
-                log.error(f"{name}: {error} ({workspace.log(name)})")
+            path = workspace.log_path(name)
+            if error := last_error(path) or ("" if work[name].has_ended() else "it was killed"):
+                log.error(f"{name}: {error} ({path})")
                 if error.startswith(NO_OBJECTIVE):
                     raise UserError(error)
 
@@ -154,7 +155,7 @@ def provenance(tuning: Tuning, value: float, trials: int, complete: int) -> list
     """Say where values come from."""
     stopped = f" ({trials - complete} of them stopped early)" if complete < trials else ""
     source = tuning.workspace.source
-    changed = f", with changes in {', '.join(source.changed_files())}" if source.patch else ""
+    changed = f", with changes in {', '.join(source.changed_files)}" if source.patch else ""
     return [
         f"The best of {trials} trials{stopped}, {date.today()}: {tuning.objective} = {value:.4f}, mean over the "
         f"seeds {', '.join(map(str, tuning.seeds))}.",

@@ -55,7 +55,7 @@ def run_missing(
     with progress_bar(len(work), "runs", "run") as bar, closing(fleet.run(work)) as ended:
         for name in ended:
             bar.update()
-            path = workspace.log(name)
+            path = workspace.log_path(name)
             if not _arrived(name, results, path, 0 if fleet.local else ARRIVAL_SECONDS):
                 errors[name] = last_error(path) or "it was killed"
                 log.error(f"{name}: {errors[name]} ({path})")
@@ -82,7 +82,7 @@ def prepare(runs: Sequence[StudyRun], workspace: Workspace, fleet: Fleet) -> Non
         return
     digest = hashlib.sha256(repr((variants, workspace.source.commit)).encode() + workspace.source.patch).hexdigest()
     name = f"prepare-{digest[:12]}"
-    log.info(f"preparing data and backbone, {len(variants)} variants ({workspace.log(name)})")
+    log.info(f"preparing data and backbone, {len(variants)} variants ({workspace.log_path(name)})")
     with closing(fleet.run({name: Preparation(workspace, name, SHARED_STAGES, variants)})) as ended:
         for _ in ended:
             pass

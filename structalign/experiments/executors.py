@@ -117,7 +117,7 @@ def _minutes(text: str) -> int:
         whole_days = int(days or 0)
     except ValueError:
         parts = []
-    if len(parts) not in ((1, 2, 3) if days else (1, 3)) or min(parts) < 0:
+    if len(parts) not in ((1, 2, 3) if days else (1, 3)) or min(parts) < 0 or text.startswith("-"):
         raise UserError(f"--time {text}: must be minutes or [days-]hours:minutes:seconds, such as 24:00:00")
     if len(parts) == 1 and not days:
         return parts[0]

@@ -13,8 +13,9 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,19 +27,17 @@ from submitit.helpers import DelayedSubmission
 
 from structalign import paths
 from structalign.experiments.results import Experiments, QuickResults, dvc_cache, finished
-from structalign.experiments.source import Source, git
+from structalign.experiments.source import CodeSnapshot, git
 from structalign.experiments.study import SHARED_STAGES
-from structalign.util.errors import UserError
+from structalign.util.errors import UserError, first_ten
 from structalign.util.files import PROJECT_VARIABLE
 from structalign.util.log import log
+from structalign.util.workers import exit_reason
 
 RUN_VARIABLE = "STRUCTALIGN_RUN"
 """Environment variable of every process of a run: its clone. So processes that outlived their parent are found."""
 
 STARTED = "=== started "
-
-NAMED = 6
-"""Uncommitted files that are named; the others are counted."""
 
 GRACE_SECONDS = 600
 """Longer than Slurm waits between asking a job to end and ending it."""
@@ -51,7 +50,7 @@ class Workspace:
 
     Attributes
     ----------
-    source : Source
+    source : CodeSnapshot
         The code that they run.
     scratch : Path
         Folder for clones, logs and locks, on a file system that all machines share.
@@ -59,12 +58,12 @@ class Workspace:
         The project's DVC cache.
     """
 
-    source: Source
+    source: CodeSnapshot
     scratch: Path
     cache: Path
 
     @classmethod
-    def of(cls, project: Path, scratch: Path | None, without: Sequence[str] = ()) -> Workspace:
+    def of(cls, project: Path, scratch: Path | None) -> Workspace:
         """Take the code as it is now; warn if it is not that of a commit.
 
         Parameters
@@ -72,27 +71,24 @@ class Workspace:
         project : Path
         scratch : Path, optional
             By default the project's `paths.RUNS`.
-        without : sequence of str
-            Folders whose changes do not count.
 
         Raises
         ------
         UserError
             If the project is not a git repository with a commit, or not a DVC project.
         """
-        source = Source.of(project, without)
-        if changed := source.changed_files():
-            more = f" and {len(changed) - NAMED} more files" if len(changed) > NAMED else ""
-            log.warning(f"uncommitted changes go into every run, and its name: {', '.join(changed[:NAMED])}{more}")
+        source = CodeSnapshot.of(project)
+        if changed := source.changed_files:
+            log.warning(f"uncommitted changes go into every run, and its name: {first_ten(changed)}")
         return cls(source, (scratch or project / paths.RUNS).resolve(), dvc_cache(project))
 
-    def log(self, name: str) -> Path:
+    def log_path(self, name: str) -> Path:
         """Where a run's output goes."""
         return self.scratch / "logs" / f"{name}.log"
 
     def start_log(self, name: str) -> Path:
         """Note in a run's log that an attempt starts, when and on which machine; return the log's path."""
-        path = self.log(name)
+        path = self.log_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         note(path, f"{STARTED}{datetime.now():%Y-%m-%d %H:%M:%S} on {os.uname().nodename}")
         return path
@@ -111,7 +107,7 @@ class Workspace:
             shutil.rmtree(folder, ignore_errors=True)
 
     def lock(self, name: str) -> FileLock:
-        """Make the lock that whoever works on the run or trial `name` holds; it is taken by `with`."""
+        """Lock that whoever works on the run or trial `name` holds, with `with`."""
         return FileLock(self.scratch / "locks" / f"{name}.lock", poll_interval=1)
 
     def prepare(self, name: str, folder: Path, overrides: Iterable[str], stages: Iterable[str]) -> None:
@@ -135,7 +131,7 @@ class Workspace:
         self.call(name, folder, "structalign", "params", *overrides)
         self.call(name, folder, "dvc", "repro", *stages)
 
-    def call(self, name: str, folder: Path, *arguments: str, enough: Callable[[], bool] | None = None) -> bool:
+    def call(self, name: str, folder: Path, *arguments: str, stop_when: Callable[[], bool] | None = None) -> bool:
         """Run a Python module in a clone; its output goes to the run's log.
 
         Parameters
@@ -145,13 +141,13 @@ class Workspace:
         folder : Path
         *arguments : str
             The module and what it is called with.
-        enough : callable, optional
+        stop_when : callable, optional
             Asked every second; the module is ended as soon as it says so.
 
         Returns
         -------
         bool
-            Whether it was ended because `enough` said so.
+            Whether it was ended because `stop_when` said so.
 
         Raises
         ------
@@ -161,11 +157,11 @@ class Workspace:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         marks = {RUN_VARIABLE: str(folder), PROJECT_VARIABLE: str(self.source.project)}
         environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", **marks}
-        with self.log(name).open("ab") as output:
+        with self.log_path(name).open("ab") as output:
             command = [sys.executable, "-m", *arguments]
             process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
-            while enough and process.poll() is None:
-                if enough():
+            while stop_when and process.poll() is None:
+                if stop_when():
                     end_processes(folder)
                     return True
                 time.sleep(1)
@@ -173,9 +169,9 @@ class Workspace:
         if status in (-signal.SIGTERM, -signal.SIGUSR2) and "SLURM_JOB_ID" in os.environ:
             time.sleep(GRACE_SECONDS)  # Slurm takes the machine away: our end would count as that of the job
         if status < 0:
-            raise UserError(f"it was killed ({signal.Signals(-status).name})")
+            raise UserError(f"it was {exit_reason(status)}")
         if status:
-            raise UserError(last_error(self.log(name)) or f"{arguments[0]} ended with exit status {status}")
+            raise UserError(last_error(self.log_path(name)) or f"{arguments[0]} ended with exit status {status}")
         return False
 
 
@@ -214,10 +210,8 @@ class Job(ABC):
             try:
                 with self.workspace.clone(self.name) as folder:
                     self.work(folder)
-            except (UserError, OSError) as error:
-                reason = " ".join(str(error).split())
-                note(path, f"ERROR: {reason}")
-                raise UserError(reason) from None
+            except Exception as error:  # whatever it is, the log tells it: nobody reads what a job prints
+                raise UserError(note_error(path, error)) from None
 
     def checkpoint(self) -> DelayedSubmission:
         """End what runs before the machine is taken away; resubmit the same job, which continues later."""
@@ -328,6 +322,16 @@ def last_error(path: Path) -> str:
     stage = [match[1] for line in lines if (match := _LOGGED_ERROR.match(line))]
     others = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return (stage or others or [""])[-1]
+
+
+def note_error(path: Path, error: Exception) -> str:
+    """Add to a log what went wrong, with a traceback if no user can fix it; return it in one line."""
+    reason = " ".join(str(error).split())
+    if not isinstance(error, UserError | OSError):
+        note(path, "".join(traceback.format_exception(error)))
+        reason = f"{type(error).__name__}: {reason}"
+    note(path, f"ERROR: {reason}")
+    return reason
 
 
 def note(path: Path, line: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from structalign.experiments.study import read_yaml
+from structalign.experiments.study import override_list, read_yaml
 from structalign.util.errors import UserError
 
 SPACES = Path("conf/tune")
@@ -81,12 +81,20 @@ def read_space(name: str) -> SearchSpace:
         entry = entry or {}
         if not isinstance(entry, dict) or (unknown := set(entry) - {"overrides", "search"}):
             raise UserError(f"{path}: {label}: must have `overrides` or `search` or both, and nothing else")
-        labels[str(label)] = list(entry.get("overrides", ()))
-        searched = {**(content.get("search") or {}), **(entry.get("search") or {})}
+        labels[str(label)] = override_list(entry.get("overrides") or [], f"{path}: {label}: overrides")
+        searched = {**_searched(content, str(path)), **_searched(entry, f"{path}: {label}")}
         spaces[str(label)] = {key: _distribution(value, f"{path}: {label}: {key}") for key, value in searched.items()}
         if not searched:
             raise UserError(f"{path}: {label}: nothing is searched")
-    return SearchSpace(name, tuple(content.get("overrides") or ()), labels, spaces)
+    common = override_list(content.get("overrides") or [], f"{path}: overrides")
+    return SearchSpace(name, tuple(common), labels, spaces)
+
+
+def _searched(entry: dict[str, Any], place: str) -> dict[str, Any]:
+    found = entry.get("search") or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{place}: search: must be keys of parameters, each with a list, times, or low and high")
+    return found
 
 
 def _distribution(value: Any, place: str) -> BaseDistribution | Times:

@@ -7,7 +7,6 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def git(*arguments: str, folder: Path, stdin: bytes | None = None, index: Path |
 
 
 @dataclass(frozen=True)
-class Source:
+class CodeSnapshot:
     """The code of a project at one moment.
 
     Attributes
@@ -66,22 +65,19 @@ class Source:
         Uncommitted changes to `CODE`, new files included, as `git apply` takes them; empty if there are none.
     code : str
         Hash of the files in `CODE`, committed or not, without those that only some runs read: names of runs have it.
+    changed_files : tuple of str
+        Files of `CODE` that differ from the commit.
     """
 
     project: Path
     commit: str
     patch: bytes
     code: str
+    changed_files: tuple[str, ...]
 
     @classmethod
-    def of(cls, project: Path, without: Sequence[str] = ()) -> Source:
+    def of(cls, project: Path) -> CodeSnapshot:
         """Take the code as it is now; neither the work tree nor its index is touched.
-
-        Parameters
-        ----------
-        project : Path
-        without : sequence of str
-            Folders whose changes do not count.
 
         Raises
         ------
@@ -93,17 +89,15 @@ class Source:
             index = Path(temporary, "index")
             present = [path for path in CODE if (project / path).exists()]
             git("read-tree", commit, folder=project, index=index)
-            excluded = [*NOT_CODE, *(f":!{path}" for path in without)]
-            git("add", "--all", "--", *present, *excluded, folder=project, index=index)
+            git("add", "--all", "--", *present, *NOT_CODE, folder=project, index=index)
             options = ("--cached", "--binary", "--full-index", "--no-color", "--no-ext-diff")
-            patch = git("diff", *options, commit, "--", *CODE, *excluded, folder=project, index=index)
+            patch = git("diff", *options, commit, "--", *CODE, *NOT_CODE, folder=project, index=index)
+            names = git(
+                "diff", "--cached", "--name-only", "-z", commit, "--", *CODE, *NOT_CODE, folder=project, index=index
+            )
             files = git("ls-files", "--stage", "--", *CODE, *NOT_CODE, f":!{TUNED}", folder=project, index=index)
-        return cls(project, commit, patch, hashlib.sha256(files).hexdigest())
-
-    def changed_files(self) -> list[str]:
-        """Name the files that differ from the commit."""
-        lines = self.patch.decode(errors="replace").splitlines()
-        return [line.rpartition(" b/")[2] for line in lines if line.startswith("diff --git ")]
+        changed = names.decode(errors="replace").split("\0")[:-1]
+        return cls(project, commit, patch, hashlib.sha256(files).hexdigest(), tuple(changed))
 
     def clone(self, folder: Path, cache: Path) -> None:
         """Make a repository in `folder` with this code, which shares the project's git objects and DVC cache.

@@ -10,13 +10,14 @@ import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from structalign.config.compose import compose
-from structalign.experiments.source import TUNED, Source
+from structalign.experiments.source import TUNED, CodeSnapshot
 from structalign.util.errors import UserError
 from structalign.util.files import user_path
 
@@ -62,10 +63,20 @@ def read_study(name: str) -> dict[str, list[str]]:
     path, study = read_yaml(STUDIES, name, "study")
     if not isinstance(study, dict) or not study:
         raise UserError(f"{path}: no runs; a line such as `without CRP: [loss.crp_weight=0]` makes one")
-    for label, overrides in study.items():
-        if not isinstance(overrides, list) or not all(isinstance(item, str) for item in overrides):
-            raise UserError(f"{path}: {label}: must be a list of overrides, such as [loss.crp_weight=0]")
-    return {str(label): overrides for label, overrides in study.items()}
+    return {str(label): override_list(overrides, f"{path}: {label}") for label, overrides in study.items()}
+
+
+def override_list(value: Any, place: str) -> list[str]:
+    """Take a value that was read at `place` for a list of overrides.
+
+    Raises
+    ------
+    UserError
+        If it is none.
+    """
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UserError(f"{place}: must be a list of overrides, such as [loss.crp_weight=0]")
+    return value
 
 
 def read_yaml(folder: Path, name: str, kind: str) -> tuple[Path, Any]:
@@ -87,7 +98,7 @@ def read_yaml(folder: Path, name: str, kind: str) -> tuple[Path, Any]:
 
 
 def runs_of(
-    study: str, labels: dict[str, list[str]], common: Sequence[str], seeds: Iterable[int], source: Source
+    study: str, labels: dict[str, list[str]], common: Sequence[str], seeds: Iterable[int], source: CodeSnapshot
 ) -> list[StudyRun]:
     """List the runs of a study: every label with every seed.
 
@@ -100,7 +111,7 @@ def runs_of(
     common : sequence of str
         Overrides of every run; a label's own come after them.
     seeds : iterable of int
-    source : Source
+    source : CodeSnapshot
         The code that will run.
     """
     words = words_of(common)
@@ -111,7 +122,7 @@ def runs_of(
     ]
 
 
-def make_run(words: Sequence[str], label: str, seed: int, overrides: Sequence[str], source: Source) -> StudyRun:
+def make_run(words: Sequence[str], label: str, seed: int, overrides: Sequence[str], source: CodeSnapshot) -> StudyRun:
     """Name a run: words for the reader, then a hash of the code, and one of overrides and the files that they name.
 
     A commit that leaves the code as it is renames no run.
@@ -122,12 +133,18 @@ def make_run(words: Sequence[str], label: str, seed: int, overrides: Sequence[st
     return StudyRun(name, label, seed, settings)
 
 
-def named_files(overrides: Iterable[str], source: Source) -> bytes:
-    """Read the user's CSV and the tuned values that overrides name; edited ones make other runs."""
-    values = dict(item.partition("=")[::2] for item in overrides)
-    csv, tuned = values.get("data.csv", "").strip("\"'"), values.get("tuned", "")
-    paths = [user_path(csv), source.project / TUNED / f"{tuned}.yaml"]
-    return b"\0".join(path.read_bytes() for path in paths if path.is_file())
+def named_files(overrides: Iterable[str], source: CodeSnapshot) -> bytes:
+    """Hash the user's CSV, weights and tuned values that overrides name: edited ones make other runs."""
+    values = {key: value.strip("\"'") for key, _, value in (item.partition("=") for item in overrides)}
+    named = [user_path(values[key]) for key in ("data.csv", "backbone.weights") if key in values]
+    named.append(source.project / TUNED / f"{values.get('tuned', '')}.yaml")
+    return b"".join(_digest(path, path.stat().st_mtime_ns) for path in named if path.is_file())
+
+
+@lru_cache  # weights are large, and a study names them in every run
+def _digest(path: Path, _mtime: int) -> bytes:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def words_of(overrides: Iterable[str]) -> list[str]:
@@ -189,10 +206,19 @@ def shared_parameters(path: Path) -> set[str]:
 
 
 def value_of(parameters: dict[str, Any], key: str) -> Any:
-    """Look up a key such as `loss.etf_weight`; an empty dict if it is not there."""
+    """Look up a key such as `loss.etf_weight`.
+
+    Raises
+    ------
+    UserError
+        If there is no such parameter.
+    """
+    found: Any = parameters
     for part in key.split("."):
-        parameters = parameters.get(part, {})
-    return parameters
+        if not isinstance(found, dict) or part not in found:
+            raise UserError(f"{key}: no such parameter")
+        found = found[part]
+    return found
 
 
 def chosen(wanted: str | None, labels: Iterable[str], study: str) -> list[str]:
@@ -204,7 +230,9 @@ def chosen(wanted: str | None, labels: Iterable[str], study: str) -> list[str]:
         If the study has no such label.
     """
     labels = list(labels)
-    names = [wanted] if wanted in labels else (wanted or "*").split(",")  # a label may hold a comma
+    names = (
+        [wanted] if wanted in labels else [part.strip() for part in (wanted or "*").split(",")]
+    )  # a label may hold a comma
     found = {name: [name] if name in labels else fnmatch.filter(labels, name) for name in names}
     if unknown := [pattern for pattern, names in found.items() if not names]:
         raise UserError(f"--labels {', '.join(unknown)}: {study} has {', '.join(labels)}")

@@ -13,6 +13,7 @@ import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from submitit.helpers import DelayedSubmission
 
 from structalign import paths
 from structalign.experiments.results import Experiments
-from structalign.experiments.run import Experiment, Job, Workspace, note
+from structalign.experiments.run import Experiment, Job, Workspace, note_error
 from structalign.experiments.search_space import SearchSpace, Times, offers
 from structalign.experiments.study import (
     SHARED_STAGES,
@@ -177,7 +178,7 @@ class Tuning:
         study.enqueue_trial(values)
 
     def trial_lock(self, number: int) -> FileLock:
-        """Tell whether a trial is under way: its job holds this lock."""
+        """Lock that the job of a trial holds for as long as it works: if it can be taken, the job is gone."""
         return self.workspace.lock(f"{self.name}-{number}")
 
 
@@ -186,8 +187,9 @@ def retry_lost(tuning: Tuning, study: optuna.Study) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         try:
             with tuning.trial_lock(trial.number).acquire(timeout=0):
-                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                study.enqueue_trial(trial.params, skip_if_exists=False)
+                ended = study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                if ended.state is TrialState.FAIL:  # it may have reported its value after it was listed
+                    study.enqueue_trial(trial.params, skip_if_exists=False)
         except Timeout:
             continue
 
@@ -211,25 +213,29 @@ class Trial:
         """The job's name."""
         return f"{self.tuning.name}-job{self.draw}"
 
+    def has_ended(self) -> bool:
+        """Whether Optuna knows how the trial of this job ended."""
+        trials = self.tuning.study().get_trials(deepcopy=False)
+        return any(trial.user_attrs.get(DRAW) == self.draw and trial.state.is_finished() for trial in trials)
+
     def __call__(self) -> None:
         """Get values from Optuna, run them, and report the result."""
         tuning = self.tuning
         path = tuning.workspace.start_log(self.name)
         study = tuning.study(self.draw)
-        with FileLock(f"{tuning.journal}.ask"):
-            retry_lost(tuning, study)
-            trial = study.ask(tuning.space)
-            trial.set_user_attr(DRAW, self.draw)
-            lock = tuning.trial_lock(trial.number)
-            lock.acquire()
-        with lock:
+        with ExitStack() as stack:
+            with FileLock(f"{tuning.journal}.ask"):
+                retry_lost(tuning, study)
+                trial = study.ask(tuning.space)
+                trial.set_user_attr(DRAW, self.draw)
+                stack.enter_context(tuning.trial_lock(trial.number))
             try:
                 study.tell(trial, self._quick_value(trial) if tuning.quick else self._value(trial.params))
             except optuna.TrialPruned:
                 study.tell(trial, state=TrialState.PRUNED)
-            except UserError as error:
+            except Exception as error:
                 study.tell(trial, state=TrialState.FAIL)
-                note(path, f"ERROR: {error}")
+                note_error(path, error)
                 sys.exit(1)
 
     def checkpoint(self) -> DelayedSubmission:
@@ -256,10 +262,12 @@ class Trial:
         """
         measured, steps = [], 0
         for run in self.tuning.runs(trial.params):
-            curve = Progress(trial, steps)
-            TrialRun(self.tuning.workspace, run.name, run.overrides, curve).do()
-            steps += len(curve.values)
-            measured.append(curve.values[-1])
+            progress = Progress(trial, steps)
+            TrialRun(self.tuning.workspace, run.name, run.overrides, progress).do()
+            if progress.stopped:
+                raise optuna.TrialPruned
+            steps += len(progress.values)
+            measured.append(progress.values[-1])
         return statistics.mean(measured)
 
 
@@ -272,11 +280,18 @@ class Progress:
         Optuna's.
     steps : int
         How many values the runs before this one have reported.
+
+    Attributes
+    ----------
+    values : list of float
+    stopped : bool
+        Whether the run was ended because it fell behind.
     """
 
     def __init__(self, trial: optuna.Trial, steps: int) -> None:
         self.trial, self.steps = trial, steps
         self.values: list[float] = []
+        self.stopped = False
 
     def falls_behind(self, values: Sequence[float]) -> bool:
         """Report what is new in `values` to Optuna; return whether it would stop the trial."""
@@ -304,16 +319,11 @@ class TrialRun(Job):
         return False
 
     def work(self, folder: Path) -> None:
-        """Run until all tasks are learnt.
-
-        Raises
-        ------
-        TrialPruned
-            If it falls behind before.
-        """
+        """Run until all tasks are learnt, or it falls behind."""
         self.workspace.prepare(self.name, folder, self.overrides, SHARED_STAGES)
-        if self.workspace.call(self.name, folder, "stages.trial", enough=lambda: self._falls_behind(folder)):
-            raise optuna.TrialPruned
+        self.progress.stopped = self.workspace.call(
+            self.name, folder, "stages.trial", stop_when=lambda: self._falls_behind(folder)
+        )
         self._falls_behind(folder)  # tells of the last task
 
     def _falls_behind(self, folder: Path) -> bool:

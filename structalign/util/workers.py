@@ -33,6 +33,14 @@ AHEAD = 8
 """Jobs per process that may be done before an earlier one is; bounds memory."""
 
 
+def exit_reason(exitcode: int) -> str:
+    """Say how a process ended, from what `subprocess` and `multiprocessing` call its return code."""
+    if exitcode >= 0:
+        return f"ended with status {exitcode}"
+    known = -exitcode in set(signal.Signals)  # real-time signals have no names
+    return f"killed by {signal.Signals(-exitcode).name if known else f'signal {-exitcode}'}"
+
+
 @dataclass(frozen=True)
 class JobFailed:
     """Stands for the result of a job whose process died over it, or did not end in time.
@@ -46,11 +54,7 @@ class JobFailed:
     exitcode: int | None
 
     def __str__(self) -> str:
-        if self.exitcode is None:
-            return "took too long"
-        if self.exitcode < 0:
-            return f"killed by {signal.Signals(-self.exitcode).name}"
-        return f"ended with status {self.exitcode}"
+        return "took too long" if self.exitcode is None else exit_reason(self.exitcode)
 
 
 def parallel_map(

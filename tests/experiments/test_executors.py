@@ -40,6 +40,7 @@ def test_time_limits_are_read_as_slurm_writes_them(text: str, minutes: int) -> N
         (("--gpus", "-1"), "--gpus -1: must be 0 or more"),
         (("--time", "soon"), "--time soon: must be minutes or"),
         (("--time", "12:30"), "--time 12:30: must be minutes or"),
+        (("--time=-5",), "--time -5: must be minutes or"),
         (("--sbatch", "account"), "--sbatch account: must be KEY=VALUE"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from structalign.experiments import source
-from structalign.experiments.source import Source
+from structalign.experiments.source import CodeSnapshot
 from structalign.experiments.study import composed, make_run, read_study, runs_of, shared_parameters
 from structalign.util.errors import UserError
 
@@ -36,7 +36,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_a_clean_tree_is_its_commit(project: Path) -> None:
-    source = Source.of(project)
+    source = CodeSnapshot.of(project)
     assert source.commit == git(project, "rev-parse", "HEAD").strip()
     assert source.patch == b""
 
@@ -47,9 +47,9 @@ def test_a_clone_has_what_was_changed_added_and_deleted(project: Path, tmp_path:
     (project / "structalign/model.pyc").write_text("ignored\n")
     (project / "stages/train.py").unlink()
     status = git(project, "status", "--porcelain")
-    source = Source.of(project)
+    source = CodeSnapshot.of(project)
     assert git(project, "status", "--porcelain") == status
-    assert sorted(source.changed_files()) == ["stages/train.py", "structalign/model.py", "structalign/picture.bin"]
+    assert sorted(source.changed_files) == ["stages/train.py", "structalign/model.py", "structalign/picture.bin"]
     (project / "structalign/model.py").write_text("changed again, after the study began\n")
     source.clone(tmp_path / "clone", tmp_path / "cache")
     assert (tmp_path / "clone/structalign/model.py").read_text() == "changed\n"
@@ -58,11 +58,20 @@ def test_a_clone_has_what_was_changed_added_and_deleted(project: Path, tmp_path:
     assert not (tmp_path / "clone/structalign/model.pyc").exists()
 
 
+def test_tuned_values_go_into_clones_without_being_committed(project: Path, tmp_path: Path) -> None:
+    (project / "conf/tuned").mkdir()
+    (project / "conf/tuned/größer.yaml").write_text("train: {}\n")
+    source = CodeSnapshot.of(project)
+    assert source.changed_files == ("conf/tuned/größer.yaml",)
+    source.clone(tmp_path / "clone", tmp_path / "cache")
+    assert (tmp_path / "clone/conf/tuned/größer.yaml").read_text() == "train: {}\n"
+
+
 def test_a_clone_takes_over_local_settings_but_for_the_cache(project: Path, tmp_path: Path) -> None:
     (project / ".dvc/config.local").write_text(
         "['remote \"lab\"']\n    url = ssh://Lab/Data\n[cache]\n    dir = here\n"
     )
-    Source.of(project).clone(tmp_path / "clone", tmp_path / "cache")
+    CodeSnapshot.of(project).clone(tmp_path / "clone", tmp_path / "cache")
     local = (tmp_path / "clone/.dvc/config.local").read_text()
     assert "['remote \"lab\"']\nurl = ssh://Lab/Data\n" in local
     assert f"dir = {tmp_path / 'cache'}\n" in local
@@ -81,9 +90,9 @@ def test_a_clone_takes_over_local_settings_but_for_the_cache(project: Path, tmp_
     ],
 )
 def test_code_decides_the_name_of_a_run_and_notes_do_not(project: Path, path: str, other: bool) -> None:
-    before = make_run(["s", "a"], "a", 0, [], Source.of(project)).name
+    before = make_run(["s", "a"], "a", 0, [], CodeSnapshot.of(project)).name
     (project / path).write_text("x = 1\n")
-    assert (make_run(["s", "a"], "a", 0, [], Source.of(project)).name != before) == other
+    assert (make_run(["s", "a"], "a", 0, [], CodeSnapshot.of(project)).name != before) == other
 
 
 def test_a_commit_of_the_same_code_renames_no_run(project: Path) -> None:
@@ -91,15 +100,15 @@ def test_a_commit_of_the_same_code_renames_no_run(project: Path) -> None:
     (project / "conf/tuned").mkdir()
     (project / "conf/tuned/lwf.yaml").write_text("train: {}\n")
     (project / "notes.txt").write_text("more\n")
-    before = make_run(["s", "a"], "a", 0, ["tuned=lwf"], Source.of(project)).name
+    before = make_run(["s", "a"], "a", 0, ["tuned=lwf"], CodeSnapshot.of(project)).name
     git(project, "add", "--all")
     git(project, "commit", "--quiet", "--message", "more")
     (project / "conf/tuned/finetune.yaml").write_text("train: {}\n")
-    assert make_run(["s", "a"], "a", 0, ["tuned=lwf"], Source.of(project)).name == before
+    assert make_run(["s", "a"], "a", 0, ["tuned=lwf"], CodeSnapshot.of(project)).name == before
 
 
 def test_overrides_decide_the_name_of_a_run() -> None:
-    source = Source(Path(), "0" * 40, b"", "abcdef0123")
+    source = CodeSnapshot(Path(), "0" * 40, b"", "abcdef0123", ())
     labels = {"vr_lwf": ["method=vr_lwf"], "vr lwf": ["method=vr_lwf", "K=2"]}
     commons = (
         ["data=creatures"],
@@ -115,7 +124,7 @@ def test_overrides_decide_the_name_of_a_run() -> None:
 
 def test_runs_of_a_study_have_one_thread_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    source = Source(Path(), "0" * 40, b"", "abcdef0123")
+    source = CodeSnapshot(Path(), "0" * 40, b"", "abcdef0123", ())
     made = [make_run(["s", "a"], "a", 0, overrides, source) for overrides in ([], ["data=msrvtt"], ["threads=4"])]
     assert [parameters["threads"] for parameters in composed(made).values()] == [1, 1, 4]
 
@@ -123,7 +132,7 @@ def test_runs_of_a_study_have_one_thread_unless_told_otherwise(monkeypatch: pyte
 def test_a_folder_without_commits_is_refused_in_one_line(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     with pytest.raises(UserError, match=r"^git rev-parse --verify in .*: fatal: Needed a single revision$"):
-        Source.of(tmp_path)
+        CodeSnapshot.of(tmp_path)
 
 
 def test_git_that_says_a_line_for_every_file_is_quoted_by_its_last(project: Path) -> None:
@@ -136,7 +145,7 @@ def test_git_that_says_a_line_for_every_file_is_quoted_by_its_last(project: Path
 def test_a_clone_that_cannot_be_made_is_one_line(project: Path, tmp_path: Path) -> None:
     (tmp_path / "clone").write_text("a file")
     with pytest.raises(UserError, match=r"^git clone --quiet in .*clone.*$"):
-        Source.of(project).clone(tmp_path / "clone", tmp_path / "cache")
+        CodeSnapshot.of(project).clone(tmp_path / "clone", tmp_path / "cache")
 
 
 @pytest.mark.parametrize(

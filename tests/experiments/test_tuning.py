@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 from structalign.cli.tune import main, missing_trials, tuned_config
 from structalign.experiments.run import Workspace
 from structalign.experiments.search_space import Times, read_space
-from structalign.experiments.source import Source
-from structalign.experiments.tuning import DRAW, Tuning, objective_in
+from structalign.experiments.source import CodeSnapshot
+from structalign.experiments.tuning import DRAW, Trial, Tuning, objective_in, retry_lost
 from structalign.methods.base.discover import method_class, method_names
 from structalign.util.errors import UserError
 from tests.experiments.test_batch import family_of_a_training, numbers
@@ -149,6 +149,10 @@ def test_an_objective_that_is_not_measured_ends_the_search_in_one_line(project: 
         ("{search: {x: {times: 2}}, labels: {a: }}", "a: x: must be a list, times, or low and high"),
         ("{search: {x: {times: [2, 1]}}, labels: {a: }}", "a: x: must be a list, times, or low and high"),
         ("{search: {x: {times: [0, 1]}}, labels: {a: }}", "a: x: must be a list, times, or low and high"),
+        ("labels: {a: {overrides: method=lwf, search: {x: [1]}}}", "a: overrides: must be a list of overrides"),
+        ("{overrides: method=lwf, labels: {a: {search: {x: [1]}}}}", "overrides: must be a list of overrides"),
+        ("{search: [1], labels: {a: }}", "search: must be keys of parameters"),
+        ("labels: {a: {search: [1]}}", "a: search: must be keys of parameters"),
     ],
 )
 def test_a_search_space_that_is_none_is_refused(
@@ -172,7 +176,7 @@ def test_the_search_spaces_that_ship_can_be_read(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workspace:
     monkeypatch.chdir(ROOT)
-    return Workspace(Source(ROOT, "0" * 40, b"", "0" * 64), tmp_path, tmp_path)
+    return Workspace(CodeSnapshot(ROOT, "0" * 40, b"", "0" * 64, ()), tmp_path, tmp_path)
 
 
 def set_up(workspace: Workspace, label: str, *overrides: str, objective: str = "val_r1") -> Tuning:
@@ -205,6 +209,33 @@ def test_jobs_of_an_earlier_call_are_found_by_their_numbers(workspace: Workspace
             study.tell(trial, 1.0 if state is TrialState.COMPLETE else None, state=state)
     assert [job.draw for job in missing_trials(tuning, 6)] == [1, 4, 6, 7]  # 1 and 4 are under way
     assert missing_trials(tuning, 2) == []
+
+
+def test_a_trial_that_ended_while_it_was_looked_at_is_not_tried_again(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuning = set_up(workspace, "finetune")
+    study = tuning.study()
+    lost, finished = study.ask(tuning.space), study.ask(tuning.space)
+    running = study.get_trials(states=(TrialState.RUNNING,))
+    study.tell(finished, 1.0)
+    monkeypatch.setattr(study, "get_trials", lambda **_: running)  # as it was before the second one reported
+    retry_lost(tuning, study)
+    monkeypatch.undo()
+    waiting = study.get_trials(states=(TrialState.WAITING,))
+    assert [trial.system_attrs["fixed_params"] for trial in waiting] == [lost.params]
+
+
+def test_a_job_that_was_killed_has_not_ended(workspace: Workspace) -> None:
+    tuning = set_up(workspace, "finetune")
+    killed, done = Trial(tuning, 1), Trial(tuning, 2)
+    for job in (killed, done):
+        trial = tuning.study().ask(tuning.space)
+        trial.set_user_attr(DRAW, job.draw)
+        if job is done:
+            tuning.study().tell(trial, 1.0)
+    assert not killed.has_ended()
+    assert done.has_ended()
 
 
 def test_what_is_found_is_named_after_data_and_tasks(workspace: Workspace) -> None:
