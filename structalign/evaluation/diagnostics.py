@@ -82,7 +82,15 @@ def diagnose(
             result["video/scatter"] = class_scatter(current, video_category, classes, means["video"])
             video_stored = class_means(stored, video_category, classes)
             result |= _drift("video", previous, classes, means["video"], video_stored)
-            result |= _points(previous, method, text, text_category, current, video_category)
+        device = method.retriever.device
+        if aligned := method.align(text.to(device), current.to(device)):
+            text, current, prototypes = (part.float().cpu() for part in aligned)
+            result["prototypes"] = prototypes[classes]
+            result |= _aligned("text", text, text_category, classes)
+            if len(current):
+                result |= _aligned("video", current, video_category, classes)
+        if len(current):
+            result |= _points(previous, text, text_category, current, video_category)
         return result
 
 
@@ -142,28 +150,20 @@ def _drift(
     return {f"{name}/stored": learnt, f"{name}/current": current, f"drift/{name}": torch.cat([rows, row])}
 
 
+def _aligned(name: str, projected: Tensor, category: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    """Class means and scatter of features (M, D) that were projected to the prototypes."""
+    unit = normalize(projected, dim=-1)
+    means = class_means(unit, category, classes)  # [C,D]
+    return {f"{name}/aligned": means, f"{name}/scatter": class_scatter(unit, category, classes, means)}
+
+
 def _points(
-    previous: dict[str, Tensor],
-    method: Method,
-    text: Tensor,
-    text_category: Tensor,
-    video: Tensor,
-    video_category: Tensor,
+    previous: dict[str, Tensor], text: Tensor, text_category: Tensor, video: Tensor, video_category: Tensor
 ) -> dict[str, Tensor]:
-    """Sample the same number of texts and videos per class; project them if the method has prototypes."""
+    """Sample the same number of texts and videos per class."""
     rows = _first_of_each_class(text_category.tolist(), POINTS_PER_CLASS)
     columns = _first_of_each_class(video_category.tolist(), POINTS_PER_CLASS)
     result = {"points/text_category": text_category[rows], "points/video_category": video_category[columns]}
-    device = method.retriever.device
-    aligned = method.align(text.to(device), video.to(device))
-    if aligned is not None:
-        text, video, prototypes = (part.float().cpu() for part in aligned)
-        classes = torch.unique(text_category)
-        result["prototypes"] = prototypes[classes]
-        for name, part, category in (("text", text, text_category), ("video", video, video_category)):
-            unit = normalize(part, dim=-1)
-            result[f"{name}/aligned"] = class_means(unit, category, classes)
-            result[f"{name}/scatter"] = class_scatter(unit, category, classes, result[f"{name}/aligned"])
     result |= {"points/text": normalize(text[rows], dim=-1), "points/video": normalize(video[columns], dim=-1)}
     names = ("text", "video", "text_category", "video_category")
     first = previous if previous else {f"points/first/{name}": result[f"points/{name}"] for name in names}

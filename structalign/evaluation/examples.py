@@ -37,10 +37,11 @@ SHARES = {"lost": 3, "kept": 2, "varied": 1, "never": 2}
 SHOWN = sum(SHARES.values())
 
 PICTURES = ((96, 75), (96, 50), (72, 50), (56, 40), (48, 30))
-"""Longer side (pixels) and JPEG quality of the pictures; the first pair that keeps them within the budget is used."""
+"""Longer side (pixels) and JPEG quality of the pictures; the first pair that keeps them within the budget is used, or
+else the last."""
 
 BUDGET = 180_000
-"""Most characters that all pictures of a record may have."""
+"""Characters that all pictures of a record should not exceed."""
 
 
 @dataclass
@@ -205,7 +206,8 @@ def _facts(position: int, galleries: list[TaskGallery], categories: list[str]) -
 def _frames(clip: np.ndarray, strip: bool) -> list[np.ndarray]:
     """Return the middle one of a clip's frames (N, H, W, 3), or the first, middle and last."""
     last = len(clip) - 1
-    return [clip[index] for index in (sorted({0, last // 2, last}) if strip else [last // 2])]
+    # A view would keep the whole clip in memory.
+    return [clip[index].copy() for index in (sorted({0, last // 2, last}) if strip else [last // 2])]
 
 
 def _picture(frame: np.ndarray, side: int, quality: int) -> str:

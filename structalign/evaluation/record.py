@@ -34,7 +34,7 @@ from structalign.evaluation.reference import Reference, zero_shot_ranks
 from structalign.retrieval.gallery import TaskGallery, data_fingerprint
 from structalign.util.checkpoint import load_tensors, save_tensors
 from structalign.util.errors import UserError
-from structalign.util.files import atomic_write_json, atomic_write_text, read_json
+from structalign.util.files import REPAIR_ADVICE, atomic_write_json, atomic_write_text, read_json
 
 
 @dataclass
@@ -68,15 +68,18 @@ class Record:
     def load(cls, folder: Path) -> Record:
         """Read a record; a missing or damaged file is a `UserError`."""
         recall = read_json(folder / "recall.json")
-        if not recall["rows"]:  # before the first task there is nothing else
-            return cls(recall=recall, features={}, loss="", cost=[])
-        return cls(
-            recall=recall,
-            features=load_tensors(folder / "features.safetensors"),
-            loss=(folder / "loss.csv").read_text(encoding="utf-8"),
-            cost=read_json(folder / "cost.json"),
-            followed=_read_followed(folder / "examples.json"),
-        )
+        try:
+            if not recall["rows"]:  # before the first task there is nothing else
+                return cls(recall=recall, features={}, loss="", cost=[])
+            return cls(
+                recall=recall,
+                features=load_tensors(folder / "features.safetensors"),
+                loss=(folder / "loss.csv").read_text(encoding="utf-8"),
+                cost=read_json(folder / "cost.json"),
+                followed=_read_followed(folder / "examples.json"),
+            )
+        except (KeyError, TypeError, FileNotFoundError) as error:
+            raise UserError(f"{folder}: damaged ({error}); {REPAIR_ADVICE}") from None
 
     def save(self, folder: Path) -> None:
         """Write the record into an existing folder."""
@@ -153,7 +156,7 @@ def _read_followed(path: Path) -> list[Followed]:
     try:
         return TypeAdapter(list[Followed]).validate_python(read_json(path)["followed"])
     except (KeyError, TypeError, ValidationError):
-        raise UserError(f"{path}: damaged; delete its folder and run `dvc repro`") from None
+        raise UserError(f"{path}: damaged; {REPAIR_ADVICE}") from None
 
 
 def metrics_row(
@@ -166,8 +169,7 @@ def metrics_row(
     val_r1: float | None = None,
 ) -> dict[str, Any]:
     """All metrics of `METRICS` after the last of `tasks`, A's row, and the geometry of the class means."""
-    within = [{"task": entry["task"], **recall_within_task(ranking, entry["task"])} for entry in tasks]
-    accuracy = [entry["r1"] for entry in within]
+    accuracy = [recall_within_task(ranking, entry["task"])["r1"] for entry in tasks]
     zero_shot = zero_shot_ranks(features["zero_shot/text"], features["zero_shot/video"], ranking.target)
     ranks = metrics.ranks(ranking.scores, ranking.target).numpy()
     category = np.array([gallery.category[video] for gallery in galleries for video in gallery.target])  # [Q]
@@ -194,7 +196,6 @@ def metrics_row(
         "next_r1": reference.next_r1,
         "untouched_r1": reference.untouched_r1,
         "A": accuracy,
-        "task": within,
         "category_r1": [recall_at(ranks[category == number], 1) for number in range(len(train_videos))],
         "geometry": {modality: geometry(classes) for modality, classes in found.items()},
         "by_class": {modality: _by_class(classes) for modality, classes in found.items()},

@@ -22,7 +22,7 @@ def encode_videos(retriever: Retriever, batches: Iterable[Tensor], task: int | N
     `task` is as for `Retriever.encode_video`.
     """
     retriever.eval()
-    device = next(retriever.parameters()).device
+    device = retriever.device
     features = [retriever.encode_video(pixels.to(device), task)[0].float().cpu() for pixels in batches]
     return torch.cat(features)  # [V,N,D]
 
@@ -41,7 +41,7 @@ def encode_texts(
     global_ : Tensor, shape (b, D)
     """
     retriever.eval()
-    device = next(retriever.parameters()).device
+    device = retriever.device
     for places, tokens in token_batches(retriever, captions):
         yield places, *retriever.encode_text(tokens.to(device), task)
 

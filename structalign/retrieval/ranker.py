@@ -95,7 +95,7 @@ class Ranker:
         evaluate: EvaluateConfig | None = None,
     ) -> None:
         self.retriever, self.galleries, self.similarity = retriever, galleries, similarity
-        self.device = next(retriever.parameters()).device
+        self.device = retriever.device
         self.size = sum(len(gallery.clips) for gallery in galleries)
         rerank = evaluate.rerank if evaluate else None
         self.candidates = self.size if rerank is None else min(rerank, self.size)
@@ -270,8 +270,9 @@ class Ranker:
         word_frame, global_ = [], []
         for chunks, part in zip(videos, texts, strict=True):
             for chunk in chunks:
-                word_frame.append(self._word_frame(chunk, part))
                 global_.append(part.global_ @ pool_frames(chunk).T)
+                weighs = self.similarity.alpha > 0
+                word_frame.append(self._word_frame(chunk, part) if weighs else torch.zeros_like(global_[-1]))
         return torch.cat(word_frame, dim=1), torch.cat(global_, dim=1)
 
 

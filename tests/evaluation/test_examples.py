@@ -167,6 +167,22 @@ def test_the_record_travels_along_the_chain(tmp_path: Path) -> None:
     assert Record.load(tmp_path).followed == followed
 
 
+@pytest.mark.parametrize("name", ["loss.csv", "cost.json", "features.safetensors", "recall.json"])
+def test_a_record_without_one_of_its_files_is_one_clear_line(tmp_path: Path, name: str) -> None:
+    Record({"tasks": [], "rows": [{"after": 1}]}, features={}, loss="", cost=[]).save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=rf"^{tmp_path}.*`(structalign repair|dvc repro)`"):
+        Record.load(tmp_path)
+    (tmp_path / "recall.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"^{tmp_path}: damaged \('rows'\); .*structalign repair"):
+        Record.load(tmp_path)
+
+
+def test_shown_frames_do_not_keep_their_clips_in_memory() -> None:
+    clip = np.zeros((12, 8, 8, 3), np.uint8)
+    assert all(frame.base is None for strip in (True, False) for frame in examples._frames(clip, strip))
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"followed": [{"task": "one"}]}'])
 def test_a_damaged_record_is_one_clear_line(tmp_path: Path, content: str) -> None:
     record = Record({"tasks": [], "rows": [{"after": 1}]}, features={}, loss="", cost=[])

@@ -18,6 +18,7 @@ class Spelling(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
+        self.device = torch.device("cpu")
 
     def tokenize(self, texts: list[str]) -> Tensor:
         rows = [[ord(letter) - 96 for letter in text] + [END] for text in texts]

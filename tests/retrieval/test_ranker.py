@@ -42,6 +42,10 @@ class Stored(nn.Module):
         self.tokenised, self.encoded = 0, 0
         self.text_pooling: TextPooling | None = None
 
+    @property
+    def device(self) -> torch.device:
+        return self.words.device
+
     def tokenize(self, texts: list[str]) -> Tensor:
         """The number of each query, and a second token for odd ones: they are longer, and come later in a batch."""
         self.tokenised += len(texts)
@@ -263,6 +267,14 @@ def test_word_frame_scores_of_candidates_and_sample_alone_are_computed(monkeypat
     queries = queries_of(galleries)
     Ranker(retriever, galleries, similarity(), evaluation(rerank=5)).scores(queries)  # type: ignore[arg-type]
     assert sum(pairs) == len(queries) * (5 + 10)
+
+
+@pytest.mark.parametrize("rerank", [None, 5])
+def test_word_frame_scores_without_weight_are_left_out(monkeypatch: pytest.MonkeyPatch, rerank: int | None) -> None:
+    retriever, galleries = stored()
+    monkeypatch.setattr(ranking, "word_frame_similarity", lambda *_: pytest.fail("computed for nothing"))
+    queries = queries_of(galleries)
+    Ranker(retriever, galleries, similarity(alpha=0.0), evaluation(rerank=rerank)).scores(queries)  # type: ignore[arg-type]
 
 
 @INDEXES
