@@ -46,7 +46,7 @@ from structalign.training.learner import compile_encoders
 from structalign.training.trainer import autocast
 from structalign.util.distributed import pick_device
 from structalign.util.machine import keep_freed_memory, peak_memory_mb
-from structalign.util.seeding import configure_numerics, generator, use_deterministic
+from structalign.util.seeding import configure_numerics, generator
 
 OFF = {"crp_weight": 0.0, "etf_weight": 0.0, "pseudo_weight": 0.0}
 VARIANTS = {
@@ -291,8 +291,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="parameters, as for `structalign params`")
     args = parser.parse_args()
     config = composed(args.overrides)
-    configure_numerics(config.threads)
-    use_deterministic(config.train.deterministic)
+    configure_numerics(config.threads, config.train.deterministic)
     if not args.free:
         keep_freed_memory()
     device, batch_size = pick_device(config.machine.device), config.train.batch_size

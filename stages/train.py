@@ -29,24 +29,33 @@ from structalign.util.cost import keep_cost, training_id
 from structalign.util.files import atomic_write_json, fresh_dir
 from structalign.util.log import log
 from structalign.util.machine import peak_memory_mb
-from structalign.util.seeding import configure_numerics, use_deterministic
+from structalign.util.seeding import configure_numerics
 
 
 def main(config: Config, task: int) -> None:
     """Train one task: from models/task-(NN-1) to models/task-NN."""
-    devices = distributed.num_ranks(config.train.devices, config.machine.device, config.train.batch_size)
+    devices = 1
+    if _trains(config, task):
+        devices = distributed.num_ranks(config.train.devices, config.machine.device, config.train.batch_size)
     launch.run(devices, distributed.pick_device(config.machine.device), _train, config, task)
+
+
+def _trains(config: Config, task: int) -> bool:
+    method = method_class(config.method.name)
+    return method.trains and not (method.needs_all_tasks and task > 1)
 
 
 def _train(config: Config, task: int) -> None:
     """Train as one of the ranks; rank 0 alone leaves outputs."""
     split, previous, learner = _restore(config, task)
-    resume = ResumeFile(training_fingerprint(config, task))
+    resume = None
     if learner.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(learner.device)  # a quick run has evaluated earlier tasks in this process
     with TemporaryDirectory(prefix="structalign-") as folder:
         curve = paths.loss_curve(task) if distributed.rank() == 0 else Path(folder) / "loss.csv"
-        if learner.method.trains and split.train:
+        if _trains(config, task):
+            # Rank 0 alone reads and writes the file: the others need not hash all that training reads.
+            resume = ResumeFile(training_fingerprint(config, task) if distributed.rank() == 0 else "")
             trainer = _trainer(config, split, learner, resume)
             cost = trainer.run(curve)
             if distributed.rank() == 0:
@@ -60,7 +69,8 @@ def _train(config: Config, task: int) -> None:
     with fresh_dir(paths.checkpoint(task)) as model:
         learner.checkpoint(task, names).save(model)
     _write_cost(cost, learner.device, task, curve)
-    resume.remove()
+    if resume is not None:
+        resume.remove()
     ranks = distributed.world_size()
     where = distributed.device_name(learner.device) + f" x {ranks}" * (ranks > 1)
     log.info(f"task {task}: {cost.steps} steps in {cost.seconds:.1f} s on {where}")
@@ -68,8 +78,7 @@ def _train(config: Config, task: int) -> None:
 
 def _restore(config: Config, task: int) -> tuple[TaskSplit, Checkpoint, Learner]:
     """The task's split, what the previous task left, and a learner that is ready to go on from there."""
-    configure_numerics(config.threads)
-    use_deterministic(config.train.deterministic)
+    configure_numerics(config.threads, config.train.deterministic)
     split = read_task(paths.split(task))
     if method_class(config.method.name).needs_all_tasks:
         split = _with_all_training_data(config, split)

@@ -37,7 +37,7 @@ from structalign.util.distributed import CollectiveError, collective_errors
 from structalign.util.errors import UserError
 from structalign.util.log import configure, log, without_logging
 from structalign.util.machine import keep_freed_memory
-from structalign.util.workers import end_with_parent
+from structalign.util.workers import end_with_parent, exit_reason
 
 _TIMEOUT = timedelta(hours=1)
 """How long a rank waits for another that is alive, such as rank 0 while it ranks test queries."""
@@ -65,7 +65,7 @@ def run(count: int, device: torch.device, function: Callable[..., None], *args: 
     UserError
         If a rank fails: its number and its error.
     """
-    nodes = int(os.environ.get("PET_NNODES", "1"))
+    nodes = _number("PET_NNODES", os.environ.get("PET_NNODES", "1"))
     if count * nodes == 1:
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # CUDA graphs record on the present GPU, whatever its tensors are on
@@ -85,6 +85,13 @@ def run(count: int, device: torch.device, function: Callable[..., None], *args: 
         raise SystemExit(128 + error.sigval) from None
 
 
+def _number(variable: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{variable} = {text}: must be a whole number; a run cannot gain or lose machines") from None
+
+
 def _one_machine(count: int) -> LaunchConfig:
     return LaunchConfig(
         min_nodes=1,
@@ -101,7 +108,7 @@ def _one_machine(count: int) -> LaunchConfig:
 def _several_machines(nodes: int, count: int) -> LaunchConfig:
     try:
         address, port = os.environ["PET_MASTER_ADDR"], os.environ["PET_MASTER_PORT"]
-        node = int(os.environ["PET_NODE_RANK"])
+        node = _number("PET_NODE_RANK", os.environ["PET_NODE_RANK"])
     except KeyError as error:
         missing = f"PET_NNODES = {nodes}, but {error.args[0]} is not set; see structalign/training/launch.py"
         raise UserError(missing) from None
@@ -121,9 +128,7 @@ def _reason(failure: ProcessFailure) -> str:
     """Say in one line how a rank failed."""
     if isinstance(failure.message, dict):  # from the error file of the rank
         return " ".join(failure.message["message"].removeprefix("UserError: ").split())
-    if failure.exitcode < 0:
-        return f"killed by {signal.Signals(-failure.exitcode).name}"
-    return f"ended with status {failure.exitcode}"
+    return exit_reason(failure.exitcode)
 
 
 def _run_rank(device: str, alone: bool, log_level: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:

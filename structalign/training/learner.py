@@ -21,6 +21,10 @@ from structalign.util.distributed import pick_device
 from structalign.util.errors import UserError
 from structalign.util.seeding import derive_seed
 
+AT_A_TIME = 8
+"""Training videos that are encoded together when a task ends. No parameter: class statistics must not change in their
+last bits with how much memory an evaluation may take."""
+
 
 def compile_encoders(retriever: Retriever) -> None:
     """Compile the blocks of both encoders in place, on their first use; names and weights stay as they are."""
@@ -70,7 +74,7 @@ class Learner:
         seed = derive_seed(self.config.seed, 0, 2)
         return Retriever(clip, info, model, num_tasks=self.config.K, seed=seed, trainable=trains)
 
-    def untouched(self) -> Retriever:
+    def initial(self) -> Retriever:
         """The model as task 1 starts from it: CLIP with untouched adapters, on this learner's device."""
         return self._fresh_retriever(self.config.model).to(self.device)
 
@@ -90,7 +94,7 @@ class Learner:
         if kind == "previous":
             teacher = copy.deepcopy(self.retriever)
         elif kind == "initial":
-            teacher = self.untouched()
+            teacher = self.initial()
         if teacher is not None:
             teacher.requires_grad_(False).eval()
         self.retriever.prepare_task(task)
@@ -109,7 +113,7 @@ class Learner:
 
     def _training_features(self, task: int, data: TrainingSet) -> TrainingFeatures:
         """Pooled features of all training samples, without augmentation, dropout or router noise."""
-        frames = encode_videos(self.retriever, data.eval_batches(self.config.evaluate.batch_size))  # [V,N,D]
+        frames = encode_videos(self.retriever, data.eval_batches(AT_A_TIME))  # [V,N,D]
         return TrainingFeatures(
             text=pooled_texts(self.retriever, data.captions, task),
             text_category=data.category,

@@ -109,7 +109,7 @@ class Trainer:
         self.method, self.data, self.config, self.task = method, data, config, task
         self.validate, self.resume, self.next_save = validate, resume, 0.0
         self.settings: TrainConfig = config.train
-        self.device = next(method.retriever.parameters()).device
+        self.device = method.retriever.device
         groups = method.parameter_groups()
         self.graphs = graphed_encoders(method, config)
         self.weights = [weight for group in groups for weight in group["params"]]

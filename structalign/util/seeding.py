@@ -21,12 +21,14 @@ def generator(seed: int, *path: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *path))
 
 
-def configure_numerics(threads: int | Literal["auto"]) -> None:
+def configure_numerics(threads: int | Literal["auto"], deterministic: bool = False) -> None:
     """Compute with so many CPU threads, and on a GPU in full precision unless something else is asked for.
 
     Sums are grouped by thread, so their last bits depend on the number. The patch embedding, the only convolution,
-    would otherwise be rounded to TF32, which changes features by up to 1e-4.
+    would otherwise be rounded to TF32, which changes features by up to 1e-4. Every stage calls this, because several
+    may run in one process.
     """
+    use_deterministic(deterministic)
     torch.set_num_threads(available_cores() if threads == "auto" else threads)
     torch.backends.cudnn.allow_tf32 = False
 

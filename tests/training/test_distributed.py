@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from stages import train as stage
 from structalign.config.schema import Config
 from structalign.methods.base import Method, TrainingFeatures
 from structalign.training import launch
@@ -28,6 +29,7 @@ from structalign.training.trainer import Trainer
 from structalign.util import distributed
 from structalign.util.errors import UserError
 from tests.helpers import rank_faults
+from tests.helpers.params import config
 from tests.training.test_trainer import TRAINED, config_for, curve_of, start, weights_of
 
 pytestmark = pytest.mark.slow
@@ -154,6 +156,15 @@ def test_the_rank_that_failed_first_is_reported(
 def test_an_error_with_one_device_is_raised_as_it_is() -> None:
     with pytest.raises(UserError, match=r"^no such video: a\.mp4$"):
         launch.run(1, CPU, rank_faults.fail, 0)
+
+
+@pytest.mark.parametrize("variable", ["PET_NNODES", "PET_NODE_RANK"])
+def test_numbers_of_machines_are_whole(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    given = {"PET_NNODES": "2", "PET_MASTER_ADDR": "a", "PET_MASTER_PORT": "1", "PET_NODE_RANK": "0", variable: "1:2"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"^{variable} = 1:2: must be a whole number"):
+        launch.run(1, torch.device("cpu"), print)
 
 
 def test_several_machines_need_an_address_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,3 +298,15 @@ def test_number_of_devices(
             distributed.num_ranks(devices, device, 32)
     else:
         assert distributed.num_ranks(devices, device, 32) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "ranks"), [("finetune", 2, 3), ("joint", 1, 3), ("joint", 2, 1), ("zeroshot", 1, 1)]
+)
+def test_no_process_starts_for_a_task_that_trains_nothing(
+    monkeypatch: pytest.MonkeyPatch, method: str, task: int, ranks: int
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(stage.launch, "run", lambda count, *_: started.append(count))
+    stage.main(config("train.devices=3", f"method={method}"), task)
+    assert started == [ranks]

@@ -548,8 +548,10 @@ def test_the_number_of_threads_is_a_parameter_and_not_the_machines() -> None:
     before = torch.get_num_threads()
     try:
         for threads in (2, 1):
-            configure_numerics(threads)
+            configure_numerics(threads, deterministic=threads == 2)
             assert torch.get_num_threads() == threads
+            # What one stage asks for does not go on in the next one of the same process.
+            assert torch.are_deterministic_algorithms_enabled() == (threads == 2)
         configure_numerics("auto")
         assert torch.get_num_threads() == available_cores()
     finally:
