@@ -87,4 +87,5 @@ def record(task: int) -> Path:
 
 def record_of(model: Path) -> Path:
     """The record that goes with a checkpoint, in the project where the checkpoint lies."""
-    return model.parent.parent / METRICS / model.name
+    model = model.resolve()
+    return model.parents[1] / METRICS / model.name

@@ -56,11 +56,16 @@ class GallerySearch:
         The parameters that the checkpoint was trained with.
     after : int
         The task, from 1.
+
+    Raises
+    ------
+    UserError
+        If there is no such task, or its checkpoint or gallery is missing or damaged.
     """
 
     def __init__(self, config: Config, after: int) -> None:
         if not 1 <= after <= config.K:
-            raise UserError(f"--after {after}: tasks go from 1 to {config.K}")
+            raise UserError(f"task {after}: tasks go from 1 to {config.K}")
         checkpoint = Checkpoint.load(paths.checkpoint(after))
         self.galleries = load_galleries(paths.gallery(after))
         learnt = [read_task(paths.split(task)) for task in range(1, after + 1)]

@@ -69,8 +69,10 @@ def _noted(cache: Path) -> Iterator[tuple[Path, str]]:
     stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.exists() else {}
     for stage in stages.values():
         for out in stage.get("outs", ()):
-            if not out.get("md5", "").endswith(".dir"):
-                yield Path(out["path"]), out.get("md5", "")
+            if "md5" not in out:  # its files are listed one by one, as for a remote with versions
+                continue
+            if not out["md5"].endswith(".dir"):
+                yield Path(out["path"]), out["md5"]
                 continue
             try:
                 entries = json.loads(_object(cache, out["md5"]).read_text(encoding="utf-8"))

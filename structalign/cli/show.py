@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--study", default=None, help="only what `structalign compare --study` made of this one")
     args = parse(parser)
     with errors_in_one_line(args.debug):
-        command = ["dvc", "exp", "show", "--csv", "--num", str(args.num)]
+        command = [sys.executable, "-m", "dvc", "exp", "show", "--csv", "--num", str(args.num)]
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         if done.returncode != 0:
             raise UserError(f"dvc exp show: {' '.join(done.stderr.split())}")

@@ -67,11 +67,15 @@ class Run:
     shown: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def name(self) -> str:
+        """Method and variant."""
+        said = {"method": "", "released": " (as released)"}.get(self.variant, f" ({self.variant})")
+        return f"{self.method}{said}"
+
+    @property
     def label(self) -> str:
         """One line that says which run a number belongs to."""
-        said = {"method": "", "released": " (as released)"}.get(self.variant, f" ({self.variant})")
-        method = f"{self.method}{said}"
-        return f"{method} on {self.data}, K = {self.num_tasks}, seed {self.seed}"
+        return f"{self.name} on {self.data}, K = {self.num_tasks}, seed {self.seed}"
 
     @property
     def warning(self) -> str:

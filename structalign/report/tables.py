@@ -74,7 +74,8 @@ def summary(run: Run) -> dict[str, Any]:
     dict
         Every metric of `METRICS` that was recorded, trained parameters, missing videos, and what a comparison needs
         to know: ``select``, ``warning`` (only if the epoch was picked on the test set), ``data_fingerprint`` and
-        ``training``, the id that `cost_of` takes. Seconds and memory differ from run to run and are not in it.
+        ``training``, the id under which `util.cost.known_cost` finds seconds and memory, which differ from run to
+        run and are not in it.
     """
     numbers: dict[str, Any] = {
         metric.key: run.rows[-1][metric.key] for metric in METRICS if metric.key in run.rows[-1]
@@ -216,7 +217,7 @@ def published_table(run: Run) -> pd.DataFrame:
     known = published_results(benchmark if run.protocol == "published" else "")
     final = run.rows[-1]
     note = f"this run; {run.warning}" if run.warning else "this run"
-    own = {"method": f"{run.method} ({note})", "r1": final["r1"], "bwf": final.get("bwf", 0.0), "source": "this run"}
+    own = {"method": f"{run.name} ({note})", "r1": final["r1"], "bwf": final.get("bwf", 0.0), "source": "this run"}
     rows = [
         *known.assign(source="published", select="best_on_test").to_dict("records"),
         {**own, "select": run.select},

@@ -1,4 +1,4 @@
-"""The one exception whose message is meant for the person at the keyboard."""
+"""Errors whose message is meant for the person at the keyboard."""
 
 from __future__ import annotations
 

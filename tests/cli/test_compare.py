@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from structalign.cli.compare import Point, collect, main, points_of, write
 from structalign.experiments.study import StudyRun
@@ -61,6 +62,13 @@ def test_the_permutation_test_takes_every_pattern_of_signs(difference: list[floa
     patterns = list(itertools.product((1, -1), repeat=len(difference)))
     extreme = [abs(sum(map(operator.mul, signs, difference))) >= size - 1e-9 for signs in patterns]
     assert sign_flip_p(np.array(difference)) == pytest.approx(sum(extreme) / len(patterns))
+
+
+def test_many_pairs_are_tested_with_a_sample_of_patterns_that_repeats() -> None:
+    difference = np.random.default_rng(0).normal(0.3, 1, 40)
+    value = sign_flip_p(difference)
+    assert value == sign_flip_p(difference)
+    assert value == pytest.approx(stats.ttest_1samp(difference, 0).pvalue, abs=0.02)
 
 
 def test_the_table_has_a_row_per_label_that_ran(runs: pd.DataFrame) -> None:

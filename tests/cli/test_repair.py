@@ -41,6 +41,8 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     found["model"] = store(json.dumps(listed).encode(), ".dir")
     outs = [{"path": name, "md5": found[name]} for name in ("model", "curve.csv")]
     outs.append({"path": "summary.json", "md5": "0" * 32})  # edited since, and in git's care
+    outs.append({"path": "listed.csv", "files": [{"relpath": "listed.csv"}]})  # as for a remote with versions
+    Path("listed.csv").write_text("not checked")
     Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"train": {"cmd": "x", "outs": outs}, "other": {}}}))
     return found
 
