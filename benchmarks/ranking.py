@@ -41,7 +41,7 @@ from benchmarks.measure import PeakMemory, machine
 from structalign import paths
 from structalign.config.schema import Config, EvaluateConfig, SimilarityConfig
 from structalign.evaluation import metrics
-from structalign.evaluation.evaluate import rank, recall_over_all, recall_within_task
+from structalign.evaluation.evaluate import rank, recall_within_task
 from structalign.evaluation.metric_table import recall_at
 from structalign.retrieval.gallery import TaskGallery, load_galleries, save_index
 from structalign.retrieval.index import FaissIndex
@@ -189,7 +189,7 @@ def measure_target(path: Path) -> dict[str, Any]:
     with PeakMemory() as memory:
         start = time.process_time()
         ranking = rank(retriever, [gallery], SIMILARITY)  # type: ignore[arg-type]
-        recall_over_all(ranking)
+        metrics.recall(ranking.scores, ranking.target)
         recall_within_task(ranking, 1)
         metrics.video_to_text_ranks(ranking.video_scores, ranking.target)
         seconds = time.process_time() - start

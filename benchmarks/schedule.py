@@ -30,7 +30,7 @@ from structalign import paths
 from structalign.config.compose import compose
 from structalign.config.schema import Config
 from structalign.data.tasks import Sample
-from structalign.evaluation.evaluate import rank, recall_over_all
+from structalign.evaluation.evaluate import recall_at_1
 from structalign.model.clip import save_clip
 from structalign.retrieval.gallery import TaskGallery
 from structalign.training.learner import Learner
@@ -122,7 +122,7 @@ def run(config: Config, args: argparse.Namespace) -> None:
         test = samples(task, "test", args.test, 1)
         features = learner.encode_clips(store, [sample.clip for sample in test])  # type: ignore[arg-type]
         galleries.append(TaskGallery.from_samples(task, test, features))
-        r1 = recall_over_all(rank(learner.retriever, galleries, config.similarity))["r1"]
+        r1 = recall_at_1(learner.retriever, galleries, config.similarity)
         steps, speed = steps + cost.steps, cost.steps * config.train.batch_size / cost.seconds
         print(f"task {task}: {cost.steps} steps in {cost.seconds:.1f} s ({speed:.0f} videos/s), ", end="")
         print(f"evaluation {time.perf_counter() - middle:.1f} s, R@1 of noise {r1:.2f}", flush=True)

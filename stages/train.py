@@ -14,9 +14,9 @@ from structalign import paths
 from structalign.config.schema import Config
 from structalign.data.store import FrameStore
 from structalign.data.tasks import TaskSplit, read_task
-from structalign.evaluation.evaluate import rank, recall_over_all
+from structalign.evaluation.evaluate import recall_at_1
 from structalign.methods.base.discover import method_class
-from structalign.retrieval.gallery import Side, TaskGallery, load_galleries
+from structalign.retrieval.gallery import Side, load_galleries
 from structalign.training import launch
 from structalign.training.learner import Learner
 from structalign.training.loader import TrainingSet
@@ -107,9 +107,8 @@ def _recall_on(side: Side, config: Config, split: TaskSplit, store: FrameStore, 
     galleries = load_galleries(paths.gallery(split.task - 1), side)
     for one in _all_tasks(config) if learner.method.needs_all_tasks else [split]:
         samples = one.test if side == "test" else one.validation
-        frames = learner.encode_clips(store, [sample.clip for sample in samples])
-        galleries.append(TaskGallery.from_samples(one.task, samples, frames))
-    return recall_over_all(rank(learner.retriever, galleries, config.similarity))["r1"]
+        galleries.append(learner.gallery(store, samples, one.task))
+    return recall_at_1(learner.retriever, galleries, config.similarity)
 
 
 def _all_tasks(config: Config) -> list[TaskSplit]:

@@ -13,7 +13,7 @@ from structalign import paths
 from structalign.config.schema import Config
 from structalign.data.store import FrameStore
 from structalign.data.tasks import read_task
-from structalign.evaluation.evaluate import rank, recall_over_all
+from structalign.evaluation.evaluate import recall_at_1
 from structalign.retrieval.gallery import Side, TaskGallery, store_galleries
 from structalign.training.learner import Learner
 from structalign.util.checkpoint import Checkpoint
@@ -42,10 +42,9 @@ def _validate(config: Config, task: int) -> float:
     galleries = validation_gallery(earlier, learner, store, split)
     newest: dict[Side, TaskGallery] = {"validation": galleries[-1]}
     if learner.method.needs_galleries or config.train.select == "best_on_test":
-        frames = learner.encode_clips(store, [sample.clip for sample in split.test])
-        newest["test"] = TaskGallery.from_samples(task, split.test, frames)
+        newest["test"] = learner.gallery(store, split.test, task)
     store_galleries(paths.gallery(task), earlier, newest)
-    return recall_over_all(rank(learner.retriever, galleries, config.similarity))["r1"]
+    return recall_at_1(learner.retriever, galleries, config.similarity)
 
 
 if __name__ == "__main__":

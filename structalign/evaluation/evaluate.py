@@ -59,26 +59,31 @@ def rank(
         `rerank` and `index`; by default the ranking is full.
     """
     queries = [caption for gallery in galleries for caption in gallery.queries]
-    offsets = accumulate((len(gallery.clips) for gallery in galleries[:-1]), initial=0)
     scores, video_scores = Ranker(retriever, galleries, similarity, evaluate).scores_both_ways(queries)
     return Ranking(
         scores=scores,
         video_scores=video_scores,
-        target=torch.cat(
-            [torch.tensor(g.target, dtype=torch.long) + o for g, o in zip(galleries, offsets, strict=True)]
-        ),
+        target=_targets(galleries),
         query_task=_tasks(galleries, [len(gallery.queries) for gallery in galleries]),
         video_task=_tasks(galleries, [len(gallery.clips) for gallery in galleries]),
     )
+
+
+def _targets(galleries: list[TaskGallery]) -> Tensor:
+    """Column (Q,) of each query's own video."""
+    offsets = accumulate((len(gallery.clips) for gallery in galleries[:-1]), initial=0)
+    return torch.cat([torch.tensor(g.target, dtype=torch.long) + o for g, o in zip(galleries, offsets, strict=True)])
 
 
 def _tasks(galleries: list[TaskGallery], sizes: list[int]) -> Tensor:
     return torch.tensor([gallery.task for gallery in galleries]).repeat_interleave(torch.tensor(sizes))
 
 
-def recall_over_all(ranking: Ranking) -> dict[str, float]:
-    """Recall of all queries against the galleries of all seen tasks, in percent; ranks count from 1."""
-    return metrics.recall(ranking.scores, ranking.target)
+def recall_at_1(retriever: Retriever, galleries: list[TaskGallery], similarity: SimilarityConfig) -> float:
+    """R@1 (percent) of all queries of the galleries among all their videos, ranked in full."""
+    queries = [caption for gallery in galleries for caption in gallery.queries]
+    scores = Ranker(retriever, galleries, similarity).scores(queries)
+    return metrics.recall(scores, _targets(galleries))["r1"]
 
 
 def recall_within_task(ranking: Ranking, task: int) -> dict[str, float]:

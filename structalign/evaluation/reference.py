@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from structalign.config.schema import SimilarityConfig
-from structalign.data.tasks import TaskSplit
-from structalign.evaluation.evaluate import rank, recall_over_all
+from structalign.evaluation.evaluate import recall_at_1
 from structalign.evaluation.metrics import ranks
 from structalign.losses.contrastive import pool_frames
 from structalign.model.retriever import Retriever
@@ -43,31 +42,8 @@ class Reference:
     next_r1: float | None
 
 
-def recall_within_own_gallery(
-    retriever: Retriever, split: TaskSplit, frames: Tensor, similarity: SimilarityConfig, read_as: int
-) -> float:
-    """R@1 (percent) of a task's queries among its own test videos, z-scores over those videos alone.
-
-    Parameters
-    ----------
-    retriever : Retriever
-    split : TaskSplit
-    frames : Tensor, shape (V, N, D)
-        Frame features of the task's test videos, from the same model.
-    similarity : SimilarityConfig
-    read_as : int
-        The task whose prototype the text encoder uses.
-    """
-    gallery = TaskGallery.from_samples(read_as, split.test, frames)
-    return recall_over_all(rank(retriever, [gallery], similarity))["r1"]
-
-
 def reference(
-    untouched: Retriever,
-    frames: Tensor,
-    split: TaskSplit,
-    similarity: SimilarityConfig,
-    next_r1: float | None,
+    untouched: Retriever, gallery: TaskGallery, similarity: SimilarityConfig, next_r1: float | None
 ) -> Reference:
     """Score a task with the untouched CLIP.
 
@@ -75,20 +51,19 @@ def reference(
     ----------
     untouched : Retriever
         CLIP alone.
-    frames : Tensor, shape (V, N, D)
-        Frame features of the task's test videos from `untouched`.
-    split : TaskSplit
+    gallery : TaskGallery
+        The task's queries, and its test videos as `untouched` encodes them.
     similarity : SimilarityConfig
         How the method scores: both sides of forward transfer are scored the same way.
     next_r1 : float, optional
         As in `Reference`.
     """
-    queries = [caption for sample in split.test for caption in sample.captions]
-    text = restore_order((places, global_) for places, _, _, global_ in encode_texts(untouched, queries, split.task))
+    encoded = encode_texts(untouched, gallery.queries, gallery.task)
+    text = restore_order((places, global_) for places, _, _, global_ in encoded)
     return Reference(
         text=normalize(text.float(), dim=-1).cpu(),
-        video=pool_frames(frames),
-        untouched_r1=recall_within_own_gallery(untouched, split, frames, similarity, split.task),
+        video=pool_frames(gallery.frames),
+        untouched_r1=recall_at_1(untouched, [gallery], similarity),
         next_r1=next_r1,
     )
 

@@ -9,12 +9,14 @@ import torch
 from structalign import paths
 from structalign.config.schema import Config, ModelConfig
 from structalign.data.store import FrameStore
+from structalign.data.tasks import Sample
 from structalign.losses.contrastive import pool_frames
 from structalign.methods.base import TrainingFeatures
 from structalign.methods.base.discover import build_method, method_class
 from structalign.model.clip import load_clip, text_tower
 from structalign.model.retriever import Retriever, Trainable
 from structalign.retrieval.encode import encode_videos, pooled_texts
+from structalign.retrieval.gallery import TaskGallery
 from structalign.training.loader import TrainingSet, eval_batches
 from structalign.util.checkpoint import Checkpoint
 from structalign.util.distributed import pick_device
@@ -130,6 +132,16 @@ class Learner:
             weights=self.retriever.trained_state(),
             memory=self.method.state(),
         )
+
+    def gallery(
+        self, store: FrameStore, samples: list[Sample], task: int, model: Retriever | None = None
+    ) -> TaskGallery:
+        """Queries and videos of samples, encoded as at test time; `task` is the one that texts are read as.
+
+        `model` is this learner's by default.
+        """
+        frames = self.encode_clips(store, [sample.clip for sample in samples], model=model)
+        return TaskGallery.from_samples(task, samples, frames)
 
     def encode_clips(
         self, store: FrameStore, clips: list[str], task: int | None = None, model: Retriever | None = None

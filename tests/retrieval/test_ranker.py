@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from structalign.config.schema import EvaluateConfig, SimilarityConfig
 from structalign.evaluation import metrics
-from structalign.evaluation.evaluate import rank, recall_over_all, recall_within_task
+from structalign.evaluation.evaluate import rank, recall_at_1, recall_within_task
 from structalign.losses.similarity import fuse, word_frame_similarity
 from structalign.model.text_pooling import TextPooling
 from structalign.retrieval import index
@@ -161,7 +161,9 @@ def test_chunks_of_videos_and_queries_change_no_score(
     expected = fuse(*plain(retriever, galleries, queries), alpha)
     ranked = rank(retriever, galleries, similarity(alpha))  # type: ignore[arg-type]
     torch.testing.assert_close(ranked.scores, expected, rtol=0, atol=1e-5)
-    assert recall_over_all(ranked) == metrics.recall(expected, ranked.target)
+    recall = metrics.recall(expected, ranked.target)
+    assert metrics.recall(ranked.scores, ranked.target) == recall
+    assert recall_at_1(retriever, galleries, similarity(alpha)) == recall["r1"]  # type: ignore[arg-type]
     word_frame, global_ = plain(retriever, galleries, queries)
     of_videos = fuse(word_frame.T, global_.T, alpha).T if alpha else global_
     torch.testing.assert_close(ranked.video_scores, of_videos, rtol=0, atol=1e-5)
@@ -349,7 +351,8 @@ def test_a_broken_feature_is_never_ranked(where: str, kind: str, message: str) -
     else:
         galleries[1].frames[3, 0, 0] = torch.nan
     with pytest.raises(UserError, match=message):
-        recall_over_all(rank(retriever, galleries, similarity(), evaluation(5, kind)))  # type: ignore[arg-type]
+        ranked = rank(retriever, galleries, similarity(), evaluation(5, kind))  # type: ignore[arg-type]
+        metrics.recall(ranked.scores, ranked.target)
 
 
 def test_half_precision_galleries_are_ranked_in_single_precision() -> None:
