@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from filelock import FileLock, Timeout
 from structalign import paths
 from structalign.config.pipeline import is_code, stage_entry
 from structalign.config.schema import Config
-from structalign.util.command import errors_in_one_line, parse
+from structalign.util.command import command_parser, errors_in_one_line, parse
 from structalign.util.errors import UserError
 from structalign.util.machine import keep_freed_memory
 
@@ -40,8 +39,7 @@ def run(stage: Callable[..., None], task: bool = False) -> None:
         Whether the program takes `--task`.
     """
     name = Path(sys.argv[0]).stem
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=stage.__doc__, epilog=describe_io(name), formatter_class=raw)
+    parser = command_parser(stage.__doc__, describe_io(name))
     if task:
         parser.add_argument("--task", type=int, required=True, help="which task, from 1")
     parser.add_argument("--params", default="params.yaml", help="parameter file (default: %(default)s)")

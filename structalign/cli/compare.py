@@ -46,7 +46,7 @@ from structalign.experiments.study import (
 from structalign.report import figures
 from structalign.report.compare import comparison_table, named_warnings, notes
 from structalign.report.tables import check_same_data
-from structalign.util.command import errors_in_one_line, parse
+from structalign.util.command import command_parser, errors_in_one_line, parse
 from structalign.util.cost import known_cost
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_text
@@ -126,8 +126,7 @@ def write(
 
 def main() -> None:
     """Parse the command line, run and compare."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = command_parser(__doc__)
     parser.add_argument("--study", default="methods", help="file in conf/study (default: %(default)s)")
     parser.add_argument("--labels", default=None, help="of the file, such as full,finetune or 'SCL*' (default: all)")
     parser.add_argument(

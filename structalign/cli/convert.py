@@ -14,7 +14,6 @@ every task, in a clone of its own:
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from structalign import paths
@@ -22,7 +21,7 @@ from structalign.model.clip import build_clip, save_clip
 from structalign.released import Released, read_released
 from structalign.training.loss_curve import LossCurve
 from structalign.util.checkpoint import Checkpoint
-from structalign.util.command import errors_in_one_line, parse
+from structalign.util.command import command_parser, errors_in_one_line, parse
 from structalign.util.cost import training_id
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_json, fresh_dir
@@ -53,8 +52,7 @@ def write(released: Released, task: int) -> None:
 
 def main() -> None:
     """Parse the command line and convert."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = command_parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="a torch file, or its state_dict as .safetensors or .npz")
     parser.add_argument("--task", type=int, required=True, help="the task that the checkpoint was saved after")
     parser.add_argument("--adapter-layers", type=int, default=10, help="10 for MSRVTT, 12 for ACTNET")

@@ -7,15 +7,12 @@ structalign explain --markdown > docs/parameters.md
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterable
 
-from rich.console import Console
 from rich.table import Table
 
 from structalign.config.explain import Parameter, parameters
-from structalign.util.command import errors_in_one_line, parse
+from structalign.util.command import command_parser, console, errors_in_one_line, parse
 from structalign.util.errors import UserError
 
 INTRODUCTION = """# Parameters
@@ -37,8 +34,7 @@ def to_markdown(rows: Iterable[Parameter]) -> str:
 
 def main() -> None:
     """Parse the command line and print."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = command_parser(__doc__)
     parser.add_argument("key", nargs="?", default="", help="a part of the key (default: all parameters)")
     parser.add_argument("--markdown", action="store_true", help="print the page docs/parameters.md")
     args = parse(parser)
@@ -54,4 +50,4 @@ def main() -> None:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(row.key, row.values, row.meaning)
-        Console(width=None if sys.stdout.isatty() else 160).print(table)
+        console().print(table)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from torch import Tensor
 from structalign import paths
 from structalign.evaluation.geometry import GEOMETRY
 from structalign.util.checkpoint import Checkpoint
-from structalign.util.command import errors_in_one_line, parse
+from structalign.util.command import command_parser, console, errors_in_one_line, parse
 from structalign.util.files import read_json
 
 
@@ -84,8 +82,8 @@ def show(folder: Path, console: Console) -> None:
 
 def main() -> None:
     """Parse the command line and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="a folder such as models/task-03")
     args = parse(parser)
     with errors_in_one_line(args.debug):
-        show(args.checkpoint, Console(width=None if sys.stdout.isatty() else 120))
+        show(args.checkpoint, console())

@@ -9,17 +9,15 @@ the whole override in single quotes for the shell: 'data.videos="/data/Vidéos"'
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from structalign.config.compose import compose
-from structalign.util.command import errors_in_one_line, parse
+from structalign.util.command import command_parser, errors_in_one_line, parse
 
 
 def main() -> None:
     """Parse the command line and compose."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = command_parser(__doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for `dvc exp run -S`")
     parser.add_argument("--output", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     args = parse(parser)

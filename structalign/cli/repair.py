@@ -9,7 +9,6 @@ outputs of a stage that was run by hand count as damaged, and so do those of a s
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from structalign.experiments.results import dvc_repo
-from structalign.util.command import errors_in_one_line, parse
+from structalign.util.command import command_parser, errors_in_one_line, parse
 from structalign.util.log import log, progress
 
 LOCK = Path("dvc.lock")
@@ -89,8 +88,7 @@ def _md5(path: Path) -> str:
 
 def main() -> None:
     """Parse the command line and repair."""
-    raw = argparse.RawDescriptionHelpFormatter
-    args = parse(argparse.ArgumentParser(description=__doc__, formatter_class=raw))
+    args = parse(command_parser(__doc__))
     with errors_in_one_line(args.debug):
         with dvc_repo(Path.cwd()) as repo:
             damaged = repair(Path(repo.cache.local.path))

@@ -8,11 +8,8 @@ prints a table and writes a contact sheet of the frames, the best word-frame mat
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -22,7 +19,7 @@ from structalign.data.store import FrameStore
 from structalign.report.figures.hits import contact_sheet
 from structalign.report.figures.style import save
 from structalign.search import GallerySearch, Hit
-from structalign.util.command import errors_in_one_line, parse
+from structalign.util.command import command_parser, console, errors_in_one_line, parse
 from structalign.util.errors import UserError
 from structalign.util.log import log
 
@@ -60,8 +57,7 @@ def parse_tasks(after: int | None, compare: str | None, num_tasks: int) -> list[
 
 def main() -> None:
     """Parse the command line and search."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = command_parser(__doc__)
     parser.add_argument("query", help="what the video should show")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--after", type=int, default=None, metavar="T", help="task that answers (default: the last)")
@@ -84,7 +80,7 @@ def main() -> None:
         store = FrameStore(paths.FRAMES)
         for after in tasks:
             hits = GallerySearch(config, after).search(args.query, args.top)
-            Console(width=None if sys.stdout.isatty() else 160).print(hits_table(args.query, after, hits))
+            console().print(hits_table(args.query, after, hits))
             path = args.output / f"after-{after:02d}.png"
             save(contact_sheet(hits, [store.read(hit.clip) for hit in hits]), path)
             log.info(f"contact sheet: {path}")

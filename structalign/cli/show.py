@@ -9,7 +9,6 @@ experiment names what it changed against the commit that it started from.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 import subprocess
@@ -18,14 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from structalign.config.explain import FOLLOWS
 from structalign.evaluation.metric_table import COST, METRICS
 from structalign.experiments.study import slug
-from structalign.util.command import errors_in_one_line, parse
+from structalign.util.command import command_parser, console, errors_in_one_line, parse
 from structalign.util.cost import known_cost
 from structalign.util.errors import UserError
 
@@ -116,8 +114,7 @@ def _remarks(row: Row, base: Row, keys: Sequence[str]) -> str:
 
 def main() -> None:
     """Parse the command line, ask DVC, and print."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = command_parser(__doc__)
     parser.add_argument("--num", type=int, default=1, help="commits to show, newest first (default: %(default)s)")
     parser.add_argument("--study", default=None, help="only what `structalign compare --study` made of this one")
     args = parse(parser)
@@ -129,4 +126,4 @@ def main() -> None:
         rows: list[Row] = list(csv.DictReader(done.stdout.splitlines()))
         rows = of_study(rows, args.study) if args.study else rows
         keys = parameters(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")))
-        Console(width=None if sys.stdout.isatty() else 160).print(experiments_table(rows, keys))
+        console().print(experiments_table(rows, keys))

@@ -38,7 +38,7 @@ from structalign.experiments.search_space import middle, read_space
 from structalign.experiments.source import TUNED
 from structalign.experiments.study import chosen, common_overrides, output_name, seeds_of
 from structalign.experiments.tuning import DRAW, NO_OBJECTIVE, Trial, Tuning
-from structalign.util.command import errors_in_one_line, parse
+from structalign.util.command import command_parser, errors_in_one_line, parse
 from structalign.util.errors import UserError
 from structalign.util.files import atomic_write_text
 from structalign.util.log import log, progress_bar
@@ -46,8 +46,7 @@ from structalign.util.log import log, progress_bar
 
 def main() -> None:
     """Parse the command line and tune."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = command_parser(__doc__)
     parser.add_argument("--study", default="methods", help="file in conf/tune (default: %(default)s)")
     parser.add_argument("--labels", default=None, help="of the file (default: all)")
     parser.add_argument("--trials", type=int, default=20, help="of each label, that succeed (default: %(default)s)")

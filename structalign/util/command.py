@@ -7,9 +7,26 @@ import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from structalign.util.errors import UserError
 from structalign.util.log import configure, log
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def command_parser(about: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Make a parser whose help keeps the line ends of the program's docstring."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=about, epilog=epilog, formatter_class=raw)
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, or 160 characters in a file or a pipe."""
+    from rich.console import Console  # stages print no tables, and start without it
+
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
