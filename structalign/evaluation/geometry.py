@@ -29,6 +29,11 @@ class ClassMeans:
         Prototype of each class.
     scatter : ndarray, shape (C,), optional
         Mean squared distance of each class's features to their mean.
+
+    Raises
+    ------
+    UserError
+        If there are fewer than two classes, or a mean is not finite.
     """
 
     means: np.ndarray

@@ -75,7 +75,13 @@ def _checked(similarity: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def recall_from_ranks(rank: Tensor) -> dict[str, float]:
-    """Recall at 1, 5 and 10 in percent, median and mean rank, from ranks (Q,) that count from 1."""
+    """Recall at 1, 5 and 10 in percent, median and mean rank, from ranks (Q,) that count from 1.
+
+    Raises
+    ------
+    UserError
+        If there are no ranks.
+    """
     values = torch.as_tensor(rank).double().cpu().numpy()
     if not values.size:
         raise UserError("recall: there are no queries to rank")

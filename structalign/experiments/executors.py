@@ -158,6 +158,11 @@ class Fleet:
         ----------
         work : mapping of str to callable
             By name; must be picklable.
+
+        Raises
+        ------
+        UserError
+            If Slurm refuses a job, or cannot say which jobs it has.
         """
         self.scratch.mkdir(parents=True, exist_ok=True)
         # One of this call alone: submitit names files by process, and process ids are reused.

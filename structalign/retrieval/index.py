@@ -145,7 +145,13 @@ class FaissIndex:
         _faiss().write_index(self.index, str(path))
 
     def best(self, text: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Cosines of texts (q, D) with up to `count` of the best videos of each, and their positions."""
+        """Cosines of texts (q, D) with up to `count` of the best videos of each, and their positions.
+
+        Raises
+        ------
+        UserError
+            If a text's features are not finite.
+        """
         found = self.index.search(_finite(text, "query"), min(count, self.size))
         cosine, places = (torch.from_numpy(part).to(text.device) for part in found)
         places, order = places.sort(dim=1)

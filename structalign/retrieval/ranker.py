@@ -85,6 +85,11 @@ class Ranker:
         With `alpha` 0, no word-frame score is computed.
     evaluate : EvaluateConfig, optional
         `rerank` and `index`; by default the ranking is full.
+
+    Raises
+    ------
+    UserError
+        If faiss is asked for and not installed, or the features that it would index are not finite.
     """
 
     def __init__(

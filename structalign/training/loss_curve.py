@@ -19,7 +19,7 @@ FLUSH_STEPS = 10
 
 
 class LossCurve:
-    """Writes the loss curve of one task.
+    """Writes the loss curve of one task, within a `with` block.
 
     Parameters
     ----------

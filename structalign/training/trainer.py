@@ -94,7 +94,12 @@ class Trainer:
     validate : callable, optional
         Gives R@1 of the present model. Needed for `train.select=best_on_val` and `best_on_test` alone.
     resume : ResumeFile, optional
-        Where an interrupted training left off, and where this one notes how far it got.
+        Where an interrupted training left off, and where this one saves its state.
+
+    Raises
+    ------
+    UserError
+        If the task has fewer than two pairs of video and caption.
     """
 
     def __init__(
