@@ -74,6 +74,7 @@ class StoredWords(nn.Module):
     def __init__(self, words: Tensor) -> None:
         super().__init__()
         self.words = nn.Parameter(words, requires_grad=False)  # [Q,L,D]
+        self.device = words.device
 
     def tokenize(self, texts: list[str]) -> Tensor:  # noqa: D102
         return torch.tensor([[int(text)] for text in texts])
