@@ -35,7 +35,8 @@ SMALL = [
     "train.batch_size=8",
 ]
 
-STAGES = ("download", "frames", "split", "backbone", "train@01", "evaluate@01", "train@02", "evaluate@02", "report")
+STAGES = ("download", "backbone", "frames", "split", "train@01", "evaluate@01", "train@02", "evaluate@02", "report")
+"""In the order that DVC runs them, and notes them in dvc.lock."""
 
 COMPARED = (
     "data/split/*",
