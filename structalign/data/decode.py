@@ -176,7 +176,7 @@ def decode(request: Request) -> Decoded:
         try:
             decoded = read(request)
         except failures as error:
-            if isinstance(error, MemoryError) and not _memory_left():  # the machine's fault and not the clip's
+            if not _memory_left():  # the machine's fault and not the clip's, whatever the decoder calls it
                 raise MemoryError from None
             reasons.append(f"{name}: {getattr(error, 'strerror', None) or _shortened(error)}")
             continue
@@ -195,6 +195,10 @@ def _readers(path: Path) -> Iterator[tuple[str, Reader, tuple[type[Exception], .
     try:
         import decord
     except ImportError:  # decord has wheels for x86-64 alone
+        return
+    except OSError:  # its library cannot be loaded
+        if not _memory_left():
+            raise MemoryError from None
         return
     yield "decord", _read_decord, (decord.DECORDError, RuntimeError, IndexError)
 

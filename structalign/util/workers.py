@@ -16,11 +16,12 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 Job = TypeVar("Job")
@@ -167,7 +168,7 @@ class _Worker:
             self.pipe, theirs = context.Pipe()
             self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
             try:
-                with self._lock:
+                with self._lock, _without_main():
                     self.process.start()
                 break
             except (EOFError, ConnectionError):  # killed before it received its first job
@@ -203,6 +204,20 @@ class _Worker:
             self.process.kill()
             self.process.join()
         self.pipe.close()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Start processes that do not import the program again: it takes time and memory, and no job needs it.
+
+    multiprocessing tells them of the main module by what this process has under that name.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _work(pipe: connection.Connection, function: Callable[[Any], Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import json
 import os
@@ -423,6 +424,33 @@ def test_a_decoder_short_of_memory_does_not_blame_the_clip(
     monkeypatch.setitem(sys.modules, "decord", None)
     if left:
         assert "memory" in refusal(path)
+    else:
+        with pytest.raises(MemoryError):
+            read(path)
+
+
+@pytest.mark.parametrize("left", [[False], [True, False], [True, True]])
+def test_a_lack_of_memory_by_another_name_does_not_blame_the_clip_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[bool]
+) -> None:
+    """PyAV calls it damaged data, and the second decoder's library cannot be loaded."""
+    path = write_video(tmp_path / "a.mp4", counted(4))
+    imported, answers = builtins.__import__, iter(left)
+
+    def fail(request: Request) -> Decoded:
+        av.error.err_check(-errno.EINVAL)
+        pytest.fail("PyAV knows no such error")
+
+    def no_library(name: str, *rest: Any) -> Any:
+        if name == "decord":
+            raise OSError("libdecord.so: failed to map segment from shared object")
+        return imported(name, *rest)
+
+    monkeypatch.setattr(video, "_read_av", fail)
+    monkeypatch.setattr(video, "_memory_left", lambda: next(answers))
+    monkeypatch.setattr(builtins, "__import__", no_library)
+    if all(left):
+        assert "PyAV: Invalid argument" in refusal(path)
     else:
         with pytest.raises(MemoryError):
             read(path)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +19,8 @@ import pytest
 
 from structalign.util.workers import AHEAD, STARTS, JobFailed, parallel_map
 from tests.helpers import worker_faults as faults
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -132,3 +137,20 @@ def test_jobs_are_not_done_far_ahead(tmp_path: Path) -> None:
     next(results)
     assert len(list(tmp_path.iterdir())) <= 2 * AHEAD
     assert len(list(results)) == 199
+
+
+def test_processes_do_not_import_the_program_that_starts_them(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "from structalign.util.workers import parallel_map\n"
+        "from tests.helpers.worker_faults import double\n"
+        "print('imported')\n"
+        "if __name__ == '__main__':\n"
+        "    print(list(parallel_map(double, [1, 2, 3], 2)))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    for command in (["program.py"], ["-m", "program"]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment, text=True, capture_output=True, check=True
+        )
+        assert done.stdout.splitlines() == ["imported", "[2, 4, 6]"]
+        assert done.stderr == ""
