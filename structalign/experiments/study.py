@@ -230,9 +230,8 @@ def chosen(wanted: str | None, labels: Iterable[str], study: str) -> list[str]:
         If the study has no such label.
     """
     labels = list(labels)
-    names = (
-        [wanted] if wanted in labels else [part.strip() for part in (wanted or "*").split(",")]
-    )  # a label may hold a comma
+    parts = [part.strip() for part in (wanted or "*").split(",")]
+    names = [wanted] if wanted in labels else parts  # a label may hold a comma
     found = {name: [name] if name in labels else fnmatch.filter(labels, name) for name in names}
     if unknown := [pattern for pattern, names in found.items() if not names]:
         raise UserError(f"--labels {', '.join(unknown)}: {study} has {', '.join(labels)}")
