@@ -777,6 +777,7 @@ def test_a_changed_video_is_decoded_again(clips: list[Clip], videos: Path, tmp_p
     assert numbers(store.read("clip1")) == sample_indices(0, 13, 4)
 
 
+@pytest.mark.slow
 def test_kept_clips_of_other_parameters_are_not_taken(clips: list[Clip], videos: Path, tmp_path: Path) -> None:
     stopped(clips, videos, tmp_path / "keep")
     for changes in ({"num_frames": 3}, {"short_side": 16}, {"quality": 30}):
@@ -786,6 +787,7 @@ def test_kept_clips_of_other_parameters_are_not_taken(clips: list[Clip], videos:
         assert contents(folder) == contents(tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_an_archive_changes_video_by_video(clips: list[Clip], videos: Path, tmp_path: Path) -> None:
     stopped(clips, zipped(videos), tmp_path / "keep")
     kept = set((tmp_path / "keep").iterdir())
@@ -795,6 +797,7 @@ def test_an_archive_changes_video_by_video(clips: list[Clip], videos: Path, tmp_
     assert len(set((tmp_path / "keep").iterdir()) - kept) == 1
 
 
+@pytest.mark.slow
 def test_a_clip_whose_copy_was_cut_off_is_decoded_again(clips: list[Clip], videos: Path, tmp_path: Path) -> None:
     pack(clips, videos, tmp_path / "whole")
     stopped(clips, videos, tmp_path / "keep")
@@ -850,6 +853,7 @@ def test_stage(clips: list[Clip], raw: Path) -> None:
     assert store.read("part").shape[0] == config.frames.num_frames
 
 
+@pytest.mark.slow
 def test_the_stage_forgets_kept_clips_when_it_succeeds(clips: list[Clip], raw: Path) -> None:
     write_manifest([*clips, clip("bad", "none.mp4")], raw / "manifest.jsonl")
     with pytest.raises(UserError, match="are kept"):

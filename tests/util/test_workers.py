@@ -139,6 +139,7 @@ def test_jobs_are_not_done_far_ahead(tmp_path: Path) -> None:
     assert len(list(results)) == 199
 
 
+@pytest.mark.slow
 def test_processes_do_not_import_the_program_that_starts_them(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(
         "from structalign.util.workers import parallel_map\n"
